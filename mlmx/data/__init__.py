@@ -1,0 +1,1 @@
+"""Corpora, tokenised shards, annotations, and the batches made of them."""

@@ -1,0 +1,121 @@
+"""The batch: what a collator makes and an objective consumes."""
+
+# S rows, T tokens of all rows (packed: no padding)
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mlmx.data.rows import TokenRows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One micro-batch, packed.
+
+    Attributes:
+        tensors: always ``input_ids`` (T,) int64, ``position_ids`` (T,) int64 counted from 0 in each row, ``cu_seqlens``
+            (S+1,) int32; beside them whatever the objective's forward needs.
+        counts: term -> number of predictions the term sums over in this micro-batch; known before forward.
+        keys: (S,) int64 key of each row, for random choices inside forward.
+        max_seqlen: the longest row in tokens (or any upper bound).
+        step: the optimiser step this batch belongs to, from 0.
+        progress: in [0, 1], the part of the budget that is spent, for schedules.
+    """
+
+    tensors: Mapping[str, Tensor]
+    counts: Mapping[str, int]
+    keys: Tensor
+    max_seqlen: int
+    step: int = 0
+    progress: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tensors["input_ids"])
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device (the copy overlaps computation where memory is pinned)."""
+        tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors, keys=self.keys.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchContext:
+    """What a collator knows of the batch beside its rows.
+
+    Attributes:
+        keys: (S,) int64 key of each row: ``mlmx.keyed.row_keys`` of (seed, epoch, row id).
+        step: the optimiser step, from 0.
+        progress: in [0, 1], the part of the budget that is spent.
+    """
+
+    keys: NDArray[np.int64]
+    step: int = 0
+    progress: float = 0.0
+
+
+class Collator(ABC):
+    """Turns rows into a batch: selects, corrupts, counts. Runs on the CPU in loader workers; picklable; no parameters.
+
+    Attributes:
+        view: what a row is to this objective: each ``segment`` of the corpus by itself, or each ``pair`` in one row.
+        separator: how the two sides of a pair are joined, see ``mlmx.data.vocabulary.RowLayout``.
+    """
+
+    view: Literal["segment", "pair"] = "segment"
+    separator: Literal["template", "own"] = "template"
+    needs_tags: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
+        """Return the batch of these rows; a pure function of its arguments."""
+
+
+def packed_batch(
+    rows: TokenRows,
+    context: BatchContext,
+    *,
+    counts: Mapping[str, int],
+    input_ids: NDArray[np.int64] | None = None,
+    position_ids: NDArray[np.int64] | None = None,
+    **arrays: NDArray[np.generic],
+) -> Batch:
+    """Return rows as a packed batch.
+
+    Args:
+        rows: the rows.
+        context: keys, step and progress.
+        counts: term -> number of predictions.
+        input_ids: (T,) the corrupted ids; the rows' own if None.
+        position_ids: (T,) positions from 0; restarting with each row if None.
+        **arrays: further tensors of the batch.
+    """
+    if position_ids is None:
+        position_ids = np.arange(len(rows.input_ids)) - np.repeat(rows.cu_seqlens[:-1], rows.lengths)
+    tensors = {
+        "input_ids": rows.input_ids if input_ids is None else input_ids,
+        "position_ids": position_ids.astype(np.int64),
+        "cu_seqlens": rows.cu_seqlens,
+        **arrays,
+    }
+    return Batch(
+        tensors={name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()},
+        counts=dict(counts),
+        keys=torch.from_numpy(context.keys),
+        max_seqlen=int(rows.lengths.max(initial=0)),
+        step=context.step,
+        progress=context.progress,
+    )

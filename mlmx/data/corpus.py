@@ -1,0 +1,88 @@
+"""The contract every corpus and every annotator keeps."""
+
+# A corpus yields examples one by one, so that memory stays flat however large it is.
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One sentence or document in one language.
+
+    Attributes:
+        text: as it is given to the tokenizer.
+        language: its code.
+        words: character spans of the words, where the source has words of its own (CoNLL, microworld).
+        tags: layer -> one tag per word, gold. Layers: ``pos`` (universal POS where possible) and ``entity`` (IOB2: ``B-PER``, ``I-PER``, ``O``).
+    """
+
+    text: str
+    language: str
+    words: Sequence[tuple[int, int]] | None = None
+    tags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One line of a corpus.
+
+    Attributes:
+        where: the file and line it came from, for messages.
+        segments: one segment, or the two sides of a pair.
+    """
+
+    where: str
+    segments: tuple[Segment, ...]
+
+
+class Corpus(ABC):
+    """A source of examples. Settings are keyword-only parameters of the constructor.
+
+    Attributes:
+        parallel: whether its examples are pairs.
+        languages: the codes of its languages, in a fixed order (for a pair: first side first).
+        skipped: reason -> number of lines left out so far; filled while iterating.
+    """
+
+    parallel: bool
+    languages: tuple[str, ...]
+    skipped: dict[str, int]
+
+    @abstractmethod
+    def examples(self) -> Iterator[Example]:
+        """Yield the examples in their order; the same ones each time."""
+
+    def __len__(self) -> int:
+        """Return about how many examples there are, for progress bars; 0 if unknown."""
+        return 0
+
+
+class Annotator(ABC):
+    """Gives words their part of speech and entity class. Settings are keyword-only parameters of the constructor.
+
+    Attributes:
+        layers: which of ``pos`` and ``entity`` it fills.
+    """
+
+    layers: tuple[str, ...]
+
+    @abstractmethod
+    def annotate(self, segments: Sequence[Segment]) -> list[Annotation]:
+        """Annotate a batch of segments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """The words of one segment and their tags.
+
+    Attributes:
+        words: character spans.
+        tags: layer -> one tag per word; None where the annotator does not know the word.
+    """
+
+    words: Sequence[tuple[int, int]]
+    tags: Mapping[str, Sequence[str | None]]

@@ -1,0 +1,97 @@
+"""Rows: what a collator gets, tokenised and laid end to end.
+
+A row is one sequence of the model: a sentence, a window of a document, or the two sides of a pair, with its special tokens.
+Rows of a micro-batch are stored flat, so that masking and packing are vectorised over all of them.
+"""
+
+# S rows, T tokens of all rows
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRows:
+    """Rows laid end to end.
+
+    Attributes:
+        input_ids: (T,) int64 token ids, special tokens included.
+        cu_seqlens: (S+1,) int32; row s holds tokens ``cu_seqlens[s]:cu_seqlens[s+1]``.
+        words: (T,) int32 index of the token's word within its row (rising through both sides of a pair), -1 for specials.
+        segments: (T,) int8 side of a pair the token belongs to, 0 or 1; specials count to the side they close (a first
+            special opens side 0).
+        languages: (T,) int8 index into the corpus' ``languages``, -1 for specials.
+        row_ids: (S,) int64 number of the row in its dataset: what its random choices are keyed by.
+        tags: layer -> (T,) uint8 class of the token's word. Layers: ``pos`` and ``entity`` (indices into
+            ``CorpusInfo.tag_names[layer]``, 0 is "not annotated") and ``entity_start`` (1 where the word begins an entity
+            span). Empty without annotation. Specials are 0.
+        labels: what a task predicts: (S,) int64 classes, (S,) float32 scores, (T,) int64 token classes (-100 ignored), or None.
+    """
+
+    input_ids: NDArray[np.int64]
+    cu_seqlens: NDArray[np.int32]
+    words: NDArray[np.int32]
+    segments: NDArray[np.int8]
+    languages: NDArray[np.int8]
+    row_ids: NDArray[np.int64]
+    tags: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    labels: NDArray[np.int64] | NDArray[np.float32] | None = None
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """(S,) tokens per row."""
+        return np.diff(self.cu_seqlens)
+
+    @property
+    def row_of_token(self) -> NDArray[np.int64]:
+        """(T,) which row each token belongs to."""
+        return np.repeat(np.arange(self.num_rows), self.lengths)
+
+    @property
+    def special(self) -> NDArray[np.bool_]:
+        """(T,) True on special tokens, which no objective may select."""
+        return self.words < 0
+
+
+class RowDataset(ABC):
+    """A picklable, random-access collection of rows.
+
+    Attributes:
+        lengths: (N,) int32 tokens per row, special tokens included: all that planning needs.
+        num_truncated: language -> pieces that did not fit, for the report.
+    """
+
+    lengths: NDArray[np.int32]
+    num_truncated: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @abstractmethod
+    def take(self, indices: NDArray[np.int64]) -> TokenRows:
+        """Return the rows with these indices, in this order; ``row_ids`` are the indices."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusInfo:
+    """What an objective may know of its corpus.
+
+    Attributes:
+        parallel: whether examples are pairs.
+        languages: language codes; ``TokenRows.languages`` indexes it.
+        tag_names: layer -> class names, index 0 being "" (not annotated); empty without an annotation stage.
+    """
+
+    parallel: bool
+    languages: tuple[str, ...]
+    tag_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

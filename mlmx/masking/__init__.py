@@ -1,0 +1,1 @@
+"""Masking policies: pure functions from units and keys to positions. No torch."""

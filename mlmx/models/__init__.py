@@ -1,0 +1,1 @@
+"""Encoders over Transformers, packed attention, heads and pooling."""

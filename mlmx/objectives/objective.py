@@ -1,0 +1,63 @@
+"""The contract every objective keeps.
+
+An objective is one module that holds everything trained or needed to train: the encoder and whatever heads, generators or decoders
+the method adds. The trainer knows nothing else of it, and it knows nothing of the trainer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from mlmx.data.batch import Batch, Collator
+from mlmx.models.encoder import Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What forward returns.
+
+    Attributes:
+        terms: term -> the SUM of its losses over ``batch.counts[term]`` predictions, in nats. Never a mean: the trainer divides
+            by the count totalled over all micro-batches and ranks, so accumulation and parallelism cannot change the loss.
+        metrics: name -> (sum, count), totalled the same way.
+    """
+
+    terms: Mapping[str, Tensor]
+    metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Objective(nn.Module, ABC):
+    """A pretraining objective, or what a task fine-tunes with.
+
+    Subclasses take ``(encoder, corpus)`` positionally and their settings as keyword-only parameters: the constructor is the schema
+    of the objective's YAML.
+
+    Attributes:
+        encoder: what survives into the next stage.
+        weights: term -> weight in the total loss.
+        batch_coupled: True where examples of a forward interact (contrastive losses), so that accumulation changes the mathematics.
+    """
+
+    encoder: Encoder
+    weights: Mapping[str, float]
+    batch_coupled: bool = False
+
+    @abstractmethod
+    def collator(self) -> Collator:
+        """Return what turns rows into this objective's batches."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Output:
+        """Return the summed terms; keys equal those of ``weights`` and of ``batch.counts``."""
+
+    def after_step(self, step: int) -> None:
+        """Update buffers after optimiser step ``step``, from all-reduced quantities only."""
+
+    def export(self, folder: Path) -> None:
+        """Write what survives as a Hugging Face folder."""
+        self.encoder.save(folder)

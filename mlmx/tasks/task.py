@@ -1,0 +1,78 @@
+"""The contract every task keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlmx.data.rows import RowDataset
+from mlmx.models.encoder import Encoder
+from mlmx.objectives.objective import Objective
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """One number a task gives.
+
+    Attributes:
+        task: the task's name.
+        split: which data, such as ``test``.
+        metric: the field's name of the metric; settings that change it are part of the name (``margin_ratio_f1``).
+        value: the score.
+        num_examples: how many examples it is computed over.
+        higher_is_better: its direction.
+    """
+
+    task: str
+    split: str
+    metric: str
+    value: float
+    num_examples: int
+    higher_is_better: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What evaluating gives.
+
+    Attributes:
+        scores: the numbers.
+        predictions: one JSON record per example, in a fixed order. Each has ``id`` and ``split``, and under ``metrics`` a mapping
+            metric -> this example's contribution (0/1, a loss, ...) for every score that is a mean over examples: what paired
+            tests resample.
+    """
+
+    scores: Sequence[Score]
+    predictions: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+
+
+class Task(ABC):
+    """Something to judge an encoder by. Settings are keyword-only parameters of the constructor; ``name`` comes first.
+
+    Attributes:
+        name: the word it is selected by, ``task=<name>``.
+    """
+
+    name: str
+
+    def objective(self, encoder: Encoder) -> Objective | None:
+        """Return what to fine-tune, or None for a task that judges the encoder as it is."""
+        return None
+
+    def training_rows(self, encoder: Encoder) -> RowDataset:
+        """Return the labelled rows to fine-tune on."""
+        raise NotImplementedError(f"{self.name} has no training data")
+
+    @abstractmethod
+    def evaluate(self, model: Encoder | Objective) -> Evaluation:
+        """Judge the encoder, or the fine-tuned objective where ``objective`` returns one."""
+
+    def export(self, model: Objective, folder: Path) -> None:
+        """Write the fine-tuned model as a Hugging Face folder; by default its encoder."""
+        model.export(folder)

@@ -1,0 +1,1 @@
+"""What does the work: the worker process, the trainer, checkpoints and tracking."""
