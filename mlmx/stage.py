@@ -1,0 +1,331 @@
+"""A stage: what is to be done, the name its content gives it, and the files of its directory.
+
+Driver and workers meet here and nowhere else. The driver writes ``config.yaml`` into a stage's directory and starts workers on it;
+workers leave ``metrics.jsonl``, ``status.json``, the data they made and, last of all, ``result.json``. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+import yaml  # type: ignore[import-untyped]
+
+from mlmx.errors import Problem, UserError
+
+FORMAT = 1
+"""Version of the stage directory and of the fingerprint; raising it makes every finished stage unknown."""
+
+KINDS = ("prepare", "annotate", "pretrain", "finetune", "eval")
+
+State = Literal["running", "failed", "finished"]
+
+# Of a node's ``_x_`` keys these two decide what is computed; the others describe the component to mlmx.
+_IDENTIFYING = ("_target_", "_version_")
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Something to be done, before anything is known about files.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        name: what people call it; part of the directory's name, not of the fingerprint.
+        spec: the nodes that say what to do, as composed.
+        parents: role -> the stage whose result it needs.
+        execution: how it is run (``parallel``, ``tracker``, ``plugins``); without effect on results.
+    """
+
+    kind: str
+    name: str
+    spec: Mapping[str, Any]
+    parents: Mapping[str, Stage] = field(default_factory=dict)
+    execution: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+def canonical_json(value: Any) -> str:
+    """Write a value so that equal values give equal text: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def canonical_spec(spec: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Reduce a spec to what has an effect on results.
+
+    Settings named by ``_no_effect_`` go, as do the keys that only describe a component; settings named by ``_inputs_`` are replaced
+    by their content, and the ``revision`` beside a content goes, because the content is what it stood for.
+
+    Args:
+        spec: the nodes of a stage.
+        inputs: dotted setting -> its content (a hash, a commit, or a list of them).
+    """
+    return cast(dict[str, Any], _canonical(spec, "", inputs))
+
+
+def _canonical(value: Any, where: str, inputs: Mapping[str, Any]) -> Any:
+    if where and where in inputs:
+        return {"content": inputs[where]}
+    if isinstance(value, Mapping):
+        left_out = set(value.get("_no_effect_") or ())
+        if any(_join(where, key) in inputs for key in value.get("_inputs_") or ()):
+            left_out.add("revision")
+        return {
+            key: _canonical(inner, _join(where, key), inputs)
+            for key, inner in value.items()
+            if key not in left_out and (not _is_description(key) or key in _IDENTIFYING)
+        }
+    if isinstance(value, list | tuple):
+        return [_canonical(inner, _join(where, str(i)), inputs) for i, inner in enumerate(value)]
+    return value
+
+
+def _is_description(key: str) -> bool:
+    return key.startswith("_") and key.endswith("_")
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def canonical_document(kind: str, spec: Mapping[str, Any], inputs: Mapping[str, Any], parents: Mapping[str, str]) -> dict[str, Any]:
+    """Return everything a stage's fingerprint covers.
+
+    Args:
+        kind: one of ``KINDS``.
+        spec: the nodes of the stage.
+        inputs: dotted setting -> its content.
+        parents: role -> the parent's fingerprint.
+    """
+    return {"format": FORMAT, "kind": kind, "spec": canonical_spec(spec, inputs), "parents": dict(parents)}
+
+
+def fingerprint_of(document: Mapping[str, Any]) -> str:
+    """Return the name that a stage's content gives it: 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(document).encode()).hexdigest()
+
+
+def now() -> str:
+    """Return the time in UTC, as status files hold it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, even after a power cut, finds the old content or the new and nothing between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def error_to_json(error: BaseException) -> dict[str, Any]:
+    """Describe an error for ``status.json``: a user's problems one by one, any other error by its message."""
+    if isinstance(error, UserError):
+        return {"problems": [{"where": p.where, "message": p.message, "nearest": p.nearest} for p in error.problems]}
+    return {"message": f"{type(error).__name__}: {error}"}
+
+
+def user_error_from_json(record: Mapping[str, Any] | None) -> UserError | None:
+    """Return the user's error that ``status.json`` describes, or None if it describes none."""
+    problems = (record or {}).get("problems")
+    return UserError([Problem(**problem) for problem in problems]) if problems else None
+
+
+class StageDir:
+    """The files of a stage's directory.
+
+    Args:
+        path: the directory; need not exist.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"StageDir({str(self.path)!r})"
+
+    @property
+    def config_path(self) -> Path:
+        """``config.yaml``: what to do, written by the driver."""
+        return self.path / "config.yaml"
+
+    @property
+    def status_path(self) -> Path:
+        """``status.json``: running, failed or finished; by whom, since when."""
+        return self.path / "status.json"
+
+    @property
+    def result_path(self) -> Path:
+        """``result.json``: written last; where it exists the stage is finished."""
+        return self.path / "result.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """``metrics.jsonl``: one JSON object per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log_path(self) -> Path:
+        """``log.txt``: everything the workers print."""
+        return self.path / "log.txt"
+
+    @property
+    def predictions_path(self) -> Path:
+        """``predictions.jsonl``: one record per example of an evaluation."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def lock_path(self) -> Path:
+        """The file whose lock the driver holds while the stage runs."""
+        return self.path / "lock"
+
+    @property
+    def workers_lock_path(self) -> Path:
+        """The file whose shared lock every worker holds while it lives, with one line ``pid start_time`` for each."""
+        return self.path / "lock.workers"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """What a training stage resumes from."""
+        return self.path / "checkpoints"
+
+    @property
+    def encoder_dir(self) -> Path:
+        """The Hugging Face folder a training stage gives."""
+        return self.path / "encoder"
+
+    @property
+    def model_path(self) -> Path:
+        """``model.safetensors``: the whole fine-tuned objective."""
+        return self.path / "model.safetensors"
+
+    @property
+    def data_dir(self) -> Path:
+        """Shards of a prepared corpus, or arrays of annotations."""
+        return self.path / "data"
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """The tokenizer a preparation trained."""
+        return self.path / "tokenizer"
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        return cast(dict[str, Any], yaml.load(self.config_path.read_text(encoding="utf-8"), Loader=_Loader))  # noqa: S506
+
+    def config(self) -> dict[str, Any]:
+        """Return the content of ``config.yaml``."""
+        return self._config
+
+    def status(self) -> dict[str, Any]:
+        """Return the content of ``status.json``; empty if there is none."""
+        return _read_json(self.status_path) or {}
+
+    def result(self) -> dict[str, Any]:
+        """Return the content of ``result.json``; the stage must be finished."""
+        return cast(dict[str, Any], json.loads(self.result_path.read_text(encoding="utf-8")))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage's result is there."""
+        return self.result_path.exists()
+
+    def parent(self, role: str) -> StageDir | None:
+        """Return the directory of the parent in a role, or None if the stage has no such parent."""
+        name = self.config()["parents"].get(role)
+        return StageDir(self.path.parent / name) if name is not None else None
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write ``config.yaml``, making the directory if need be."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(
+            self.config_path, yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+        )
+        self.__dict__.pop("_config", None)
+
+    def write_status(self, state: State, *, error: Mapping[str, Any] | None = None, launch: str | None = None) -> None:
+        """Write ``status.json``; ``running`` starts the clock, the other states stop it.
+
+        Args:
+            state: what the stage is doing.
+            error: for ``failed``: what :func:`error_to_json` gives.
+            launch: the driver's name for this launch; kept from the last status if not given.
+        """
+        last = self.status()
+        running = state == "running"
+        status = {
+            "state": state,
+            "pid": os.getpid() if running else last.get("pid"),
+            "host": socket.gethostname() if running else last.get("host"),
+            "started": now() if running else last.get("started"),
+            "ended": None if running else now(),
+            "error": dict(error) if error else None,
+            "launch": launch if launch is not None else last.get("launch"),
+        }
+        write_atomically(self.status_path, json.dumps(status, indent=1, ensure_ascii=False) + "\n")
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write ``result.json``: the stage is finished with this."""
+        write_atomically(self.result_path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+# The C parser reads a config in a tenth of the time; it is there wherever PyYAML is a wheel.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+def _plain(value: Any) -> Any:
+    """Copy a value into dicts and lists without shared parts, which YAML would write as anchors."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
+    """Take the lock of an open file unless another process holds it; it is held until the file is closed or the process dies."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(path: Path, *, poll_seconds: float = 0.05) -> Iterator[IO[str]]:
+    """Hold the lock of a file, for short pieces of work."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        while not try_lock(file):
+            time.sleep(poll_seconds)
+        yield file
