@@ -1,0 +1,114 @@
+"""Attention over packed rows, for every Transformers model that asks the attention registry.
+
+Rows lie end to end in one sequence of T tokens. A function registered in ``AttentionInterface`` sees the queries, keys and values
+of all of them and the keyword arguments of the model call, so it alone must know where rows begin; the rest of the model works
+token by token. A model that ignores the registry lets rows see each other without an error: that is what the probe in
+``mlmx.models.encoder`` finds out.
+"""
+
+# T packed tokens, H heads, E width of a head, N rows of one length, L their length
+
+from __future__ import annotations
+
+from itertools import groupby, pairwise
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+PACKED: Final = "mlmx_packed"
+
+
+def runs_of(cu_seqlens: Tensor) -> tuple[tuple[int, int], ...]:
+    """Return (length, number of rows) of each run of neighbouring rows of equal length."""
+    boundaries = cu_seqlens.tolist()
+    lengths = [end - start for start, end in pairwise(boundaries)]
+    return tuple((length, len(list(rows))) for length, rows in groupby(lengths))
+
+
+def uses_kernel(device: torch.device, dtype: torch.dtype, dropout: float) -> bool:
+    """Tell whether the variable-length kernel serves: CUDA, half precision, and no dropout, which it does not have."""
+    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and dropout == 0.0
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int = 0,
+    runs: tuple[tuple[int, int], ...] | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend within each row.
+
+    Args:
+        module: the attention layer that asks.
+        query: (1, H, T, E).
+        key: (1, H or fewer, T, E).
+        value: as ``key``.
+        attention_mask: None, since the registered mask function makes none.
+        scaling: of the scores; 1/sqrt(E) if None.
+        dropout: probability, already 0 in evaluation.
+        sliding_window: Transformers' convention: a token sees those at a distance below this number.
+        cu_seqlens: (S+1,) int32 where rows begin; required.
+        max_seqlen: length of the longest row, for the kernel.
+        runs: ``runs_of(cu_seqlens)`` where the caller has it already.
+
+    Returns:
+        (1, T, H, E) and None for the weights.
+    """
+    if cu_seqlens is None or attention_mask is not None:
+        raise ValueError("packed attention needs cu_seqlens and takes no mask")
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, E)
+    causal = bool(getattr(module, "is_causal", False))
+    grouped_heads = query.shape[1] != key.shape[1]
+    if uses_kernel(query.device, query.dtype, dropout):
+        from torch.nn.attention.varlen import varlen_attn
+
+        reach = -1 if sliding_window is None else sliding_window - 1
+        window = (reach, 0 if causal else reach)
+        attended = varlen_attn(
+            query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
+            scale=scaling, window_size=window, enable_gqa=grouped_heads,
+        )  # fmt: skip
+        assert isinstance(attended, Tensor)
+        return attended[None], None
+    outputs, start = [], 0
+    for length, count in runs_of(cu_seqlens) if runs is None else runs:
+        end = start + length * count
+        # Neighbouring rows of one length are a plain batch: views in, no padding and no mask.
+        q, k, v = (x[start:end].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (query, key, value))  # (N, H, L, E)
+        mask = _window_mask(length, sliding_window, causal=causal, device=q.device)
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling,
+            is_causal=causal and mask is None, enable_gqa=grouped_heads,
+        )  # fmt: skip
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
+        start = end
+    return torch.cat(outputs)[None], None
+
+
+def _window_mask(length: int, window: int | None, *, causal: bool, device: torch.device) -> Tensor | None:
+    if window is None or length <= window:
+        return None
+    positions = torch.arange(length, device=device)
+    distance = positions[:, None] - positions
+    return (distance.abs() < window) & (distance >= 0) if causal else distance.abs() < window
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+def register() -> None:
+    """Register the function and its mask under the name ``PACKED``; calling it again changes nothing."""
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, _no_mask)

@@ -1,0 +1,285 @@
+"""The encoder: a Transformers model behind one call, packed batch in, one vector per token out."""
+
+# S rows, T packed tokens, B x L the same tokens padded, N selected tokens, D width, V vocabulary
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM
+from transformers.modeling_outputs import BaseModelOutput
+
+from mlmx.data.batch import Batch
+from mlmx.data.vocabulary import Vocabulary
+from mlmx.errors import user_error
+from mlmx.models import attention
+from mlmx.models.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+# Between padded and packed float32 outputs: rounding is below 1e-5, and rows that see each other differ by more than 1e-3 even at
+# initialisation.
+_PROBE_TOLERANCE = 1e-4
+
+
+class Encoder(nn.Module):
+    """A Transformers model that reads packed batches.
+
+    Attributes:
+        base: the Transformers model without any head.
+        head: its language-model head, or None.
+        tokenizer: the tokenizer it belongs to.
+        vocabulary: the tokenizer's numbers.
+        hidden_size: width of an output vector.
+        num_layers: layers of the model; ``hidden_states`` gives one more.
+        max_length: longest row the model has positions for.
+        packed: whether the model runs on packed tokens; otherwise on padded rows, with the same results.
+    """
+
+    head: LanguageModelHead | None
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Wrap a model.
+
+        Args:
+            model: a masked language model, whose head is kept apart, or a bare one.
+            tokenizer: its tokenizer.
+        """
+        super().__init__()
+        attention.register()
+        self.base: PreTrainedModel = model.base_model
+        self.head = None if model is self.base else LanguageModelHead(model)
+        self.tokenizer = tokenizer
+        self.vocabulary = Vocabulary.from_tokenizer(tokenizer)
+        config = self.base.config
+        if self.vocabulary.size > config.vocab_size:
+            message = f"the tokenizer has {self.vocabulary.size} entries, the model only {config.vocab_size}."
+            raise user_error("model", message)
+        self.hidden_size: int = config.hidden_size
+        self.num_layers: int = config.num_hidden_layers
+        self._position_offset = _position_offset(self.base)
+        self.max_length: int = config.max_position_embeddings - self._position_offset
+        self._takes = set(inspect.signature(self.base.forward).parameters)
+        self.packed, self.packing_problem = self._probe()
+        if not self.packed:
+            log.warning("%s runs on padded rows: %s", config.model_type, self.packing_problem)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the last layer's vectors, (T, D)."""
+        return self._run(batch, all_layers=False)[-1]
+
+    def hidden_states(self, batch: Batch) -> list[Tensor]:
+        """Return the vectors of every layer, ``num_layers + 1`` tensors (T, D); the first are the embeddings."""
+        return self._run(batch, all_layers=True)
+
+    def drop_head(self) -> None:
+        """Drop the language-model head; embeddings it is tied to stay."""
+        self.head = None
+
+    def add_head(self) -> None:
+        """Add a fresh language-model head if there is none, drawn from torch's global generator, tied as the config says."""
+        if self.head is None:
+            try:
+                model = AutoModelForMaskedLM.from_config(self.base.config)
+            except ValueError as error:
+                raise user_error("model", f"Transformers has no language-model head for it: {error}") from error
+            setattr(model, model.base_model_prefix, self.base)
+            model.tie_weights()
+            parameter = next(self.base.parameters())
+            self.head = LanguageModelHead(model).to(parameter.device, parameter.dtype)
+
+    def save(self, folder: Path) -> None:
+        """Write a Hugging Face folder that ``AutoModel`` loads, and ``AutoModelForMaskedLM`` where there is a head."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with quiet_transformers():
+            if self.head is None:
+                self.base.save_pretrained(folder)
+            else:
+                self.head.save(folder, self.base)
+        self.tokenizer.save_pretrained(folder)
+
+    def set_dropout(self, probability: float) -> None:
+        """Set every dropout of the model."""
+        set_dropout(self, probability)
+
+    def _run(self, batch: Batch, *, all_layers: bool) -> list[Tensor]:
+        return self._run_packed(batch, all_layers) if self.packed else self._run_padded(batch, all_layers)
+
+    def _run_packed(self, batch: Batch, all_layers: bool) -> list[Tensor]:
+        cu_seqlens = batch.tensors["cu_seqlens"]
+        order = runs = None
+        if not self._kernel_serves(batch):
+            # Sorted by length, rows of one length are neighbours, and attention needs neither padding nor copies.
+            order, cu_seqlens = _sorted_by_length(cu_seqlens, batch.num_tokens)
+            runs = attention.runs_of(cu_seqlens)
+        inputs = {name: batch.tensors[name][order] if order is not None else batch.tensors[name] for name in _INPUTS}
+        states = self._call(
+            {name: tensor[None] for name, tensor in inputs.items()},
+            all_layers,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=batch.max_seqlen,
+            runs=runs,
+        )
+        if order is None:
+            return [state[0] for state in states]
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        return [state[0][back] for state in states]
+
+    def _run_padded(self, batch: Batch, all_layers: bool) -> list[Tensor]:
+        cu_seqlens = batch.tensors["cu_seqlens"].long()
+        lengths = cu_seqlens.diff()
+        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+        fill = {"input_ids": self.vocabulary.pad_id, "position_ids": 0}
+        inputs = {}
+        for name in _INPUTS:
+            padded = torch.full(mask.shape, fill[name], device=mask.device)
+            inputs[name] = padded.masked_scatter(mask, batch.tensors[name])
+        states = self._call(inputs, all_layers, attention_mask=mask.long())
+        return [state[mask] for state in states]
+
+    def _call(self, inputs: dict[str, Tensor], all_layers: bool, **extra: Any) -> list[Tensor]:
+        input_ids = inputs["input_ids"]
+        if "position_ids" in self._takes:
+            extra["position_ids"] = inputs["position_ids"] + self._position_offset
+        if "token_type_ids" in self._takes:
+            # Said explicitly, since the model's own buffer of zeros is only as long as its longest row.
+            extra["token_type_ids"] = torch.zeros_like(input_ids)
+        output = self.base(input_ids=input_ids, output_hidden_states=all_layers, return_dict=True, **extra)
+        return list(output.hidden_states) if all_layers else [output.last_hidden_state]
+
+    def _kernel_serves(self, batch: Batch) -> bool:
+        device = batch.tensors["input_ids"].device
+        dtype = self.base.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        return attention.uses_kernel(device, dtype, dropout_of(self.base) if self.training else 0.0)
+
+    @torch.no_grad()
+    def _probe(self) -> tuple[bool, str]:
+        # Whether the model obeys the attention registry is tried, not looked up: some ignore it without an error.
+        if self.base.device.type == "meta":
+            return True, ""
+        training = self.training
+        self.eval()
+        batch = self._probe_batch().to(self.base.device)
+        own_implementation = self.base.config._attn_implementation
+        problem = ""
+        try:
+            padded = self._run_padded(batch, False)[-1]
+            with quiet_transformers():
+                self.base.set_attn_implementation(attention.PACKED)
+            packed = self._run_packed(batch, False)[-1]
+            error = float((padded - packed).abs().max() / padded.abs().max().clamp(min=1))
+            if not error <= _PROBE_TOLERANCE:
+                problem = f"its attention lets packed rows see each other (outputs differ by {error:.1g})."
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as failure:
+            problem = f"it cannot be called on packed rows ({type(failure).__name__}: {failure})."
+        if problem:
+            self.base.set_attn_implementation(own_implementation)
+        self.train(training)
+        return not problem, problem
+
+    def _probe_batch(self) -> Batch:
+        # Several lengths, one beyond the reach of a local window on both sides, so that windows are tried too.
+        window = getattr(self.base.config, "sliding_window", None) or 0
+        longest = min(self.max_length, max(24, 2 * window + 8))
+        lengths = torch.tensor([7, longest, 3, 7, 12]).clamp(max=longest)
+        generator = torch.Generator().manual_seed(0)
+        return Batch(
+            tensors={
+                "input_ids": torch.randint(self.vocabulary.size, (int(lengths.sum()),), generator=generator),
+                "position_ids": torch.cat([torch.arange(n) for n in lengths.tolist()]),
+                "cu_seqlens": torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).int(),
+            },
+            counts={},
+            keys=torch.zeros(len(lengths), dtype=torch.int64),
+            max_seqlen=longest,
+        )
+
+
+class LanguageModelHead(nn.Module):
+    """The head of a Transformers masked language model by itself, (N, D) to (N, V).
+
+    Every family has its own layers between the encoder and the vocabulary. They are run by the model's own ``forward``, in which
+    the encoder is replaced by a stand-in that hands over the given vectors: one adapter for all families, and only the selected
+    tokens pay for the vocabulary.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Take the head off a masked language model, leaving a stand-in where its encoder was."""
+        super().__init__()
+        setattr(model, model.base_model_prefix, _Given())
+        self.model = model
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return logits (N, V)."""
+        logits: Tensor = self.model(inputs_embeds=hidden[None], return_dict=True).logits
+        return logits[0]
+
+    def save(self, folder: Path, base: PreTrainedModel) -> None:
+        """Write the whole masked language model."""
+        stand_in = getattr(self.model, self.model.base_model_prefix)
+        setattr(self.model, self.model.base_model_prefix, base)
+        try:
+            self.model.save_pretrained(folder)
+        finally:
+            setattr(self.model, self.model.base_model_prefix, stand_in)
+
+
+class _Given(nn.Module):
+    """Stands where a head's encoder was and returns the vectors the head is given."""
+
+    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=inputs_embeds)
+
+
+_INPUTS = ("input_ids", "position_ids")
+
+
+def set_dropout(module: nn.Module, probability: float) -> None:
+    """Set the probability of every dropout in a module, those inside attention included."""
+    for part, name in _dropouts(module):
+        setattr(part, name, probability)
+
+
+def dropout_of(module: nn.Module) -> float:
+    """Return the largest probability of any dropout in a module."""
+    return max((float(getattr(part, name)) for part, name in _dropouts(module)), default=0.0)
+
+
+def _dropouts(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            yield part, "p"
+        elif isinstance(getattr(part, "attention_dropout", None), float):
+            # ModernBERT keeps the probability as a number and calls the functional form.
+            yield part, "attention_dropout"
+
+
+def _position_offset(base: nn.Module) -> int:
+    # RoBERTa and its kin keep rows 0..padding_idx of the position table for padding and begin at padding_idx + 1.
+    for name, module in base.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.padding_idx + 1
+    return 0
+
+
+def _sorted_by_length(cu_seqlens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    # (T,) where each token of the sorted rows stands, and the sorted rows' boundaries.
+    starts = cu_seqlens[:-1].long()
+    lengths = cu_seqlens.diff().long()
+    rows = lengths.argsort(stable=True)
+    sorted_lengths = lengths[rows]
+    ends = sorted_lengths.cumsum(0)
+    shift = starts[rows] - (ends - sorted_lengths)
+    order = torch.arange(num_tokens, device=rows.device) + shift.repeat_interleave(sorted_lengths, output_size=num_tokens)
+    return order, torch.cat([ends.new_zeros(1), ends]).int()

@@ -1,0 +1,198 @@
+"""Where encoders come from: a hub name, a local folder, a stage, or random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+from mlmx.build import NonNegativeFloat, Positive
+from mlmx.errors import UserError, user_error
+from mlmx.models.encoder import Encoder
+from mlmx.models.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Scratch:
+    """An encoder of a given size with random weights and a language-model head."""
+
+    def __init__(
+        self,
+        trained_tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        architecture: Literal["bert", "roberta", "modernbert"],
+        num_layers: Positive,
+        hidden_size: Positive,
+        num_heads: Positive,
+        intermediate_size: Positive,
+        max_length: Positive,
+        initializer_range: NonNegativeFloat,
+        tokenizer: object,
+    ) -> None:
+        """Describe the encoder.
+
+        Args:
+            trained_tokenizer: what the tokenizer's own stage made; needed to build.
+            architecture: family, as Transformers names it.
+            num_layers: number of layers.
+            hidden_size: width; a multiple of ``num_heads``.
+            num_heads: attention heads per layer.
+            intermediate_size: width inside a feed-forward layer.
+            max_length: tokens of the longest row, special ones included.
+            initializer_range: standard deviation of the initial weights.
+            tokenizer: how the tokenizer is trained.
+        """
+        if hidden_size % num_heads:
+            raise user_error("model.hidden_size", f"{hidden_size} is not a multiple of num_heads={num_heads}.")
+        self.trained_tokenizer = trained_tokenizer
+        self.architecture = architecture
+        self.max_length = max_length
+        self.tokenizer = tokenizer
+        self._sizes = {
+            "num_hidden_layers": num_layers,
+            "hidden_size": hidden_size,
+            "num_attention_heads": num_heads,
+            "intermediate_size": intermediate_size,
+            "initializer_range": initializer_range,
+        }
+
+    def build(self) -> Encoder:
+        """Return the encoder, its weights drawn from torch's global generator: seed that first."""
+        if self.trained_tokenizer is None:
+            raise ValueError("an encoder from scratch needs its trained tokenizer")
+        with quiet_transformers():
+            model = AutoModelForMaskedLM.from_config(self.config(len(self.trained_tokenizer)))
+        return Encoder(model, self.trained_tokenizer)
+
+    def config(self, vocab_size: int) -> PreTrainedConfig:
+        """Return the Transformers config for a vocabulary of this size."""
+        pad_id: int = getattr(self.trained_tokenizer, "pad_token_id", None) or 0
+        settings: dict[str, Any] = {
+            **self._sizes,
+            "vocab_size": vocab_size,
+            "max_position_embeddings": self.max_length,
+            "pad_token_id": pad_id,
+            "bos_token_id": getattr(self.trained_tokenizer, "bos_token_id", None),
+            "eos_token_id": getattr(self.trained_tokenizer, "eos_token_id", None),
+        }
+        if self.architecture == "modernbert":
+            settings["cls_token_id"] = getattr(self.trained_tokenizer, "cls_token_id", None)
+            settings["sep_token_id"] = getattr(self.trained_tokenizer, "sep_token_id", None)
+        else:
+            # Rows have no segment types here; dropout is the trainer's setting.
+            settings |= {"type_vocab_size": 1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        if self.architecture == "roberta":
+            settings["max_position_embeddings"] += pad_id + 1
+        return AutoConfig.for_model(self.architecture, **settings)
+
+
+class Pretrained:
+    """An encoder with the weights and the tokenizer of a hub repository, a local folder or an mlmx stage."""
+
+    def __init__(self, _: object = None, /, *, source: str, revision: str | None, trust_remote_code: bool) -> None:
+        """Describe the encoder.
+
+        Args:
+            _: ignored; a pretrained encoder brings its own tokenizer.
+            source: hub name, Hugging Face folder, or stage directory.
+            revision: commit, tag or branch of a hub repository; null for folders.
+            trust_remote_code: run code that the repository brings along.
+        """
+        self.source = source
+        self.revision = revision
+        self.trust_remote_code = trust_remote_code
+
+    def build(self) -> Encoder:
+        """Return the encoder; nothing is drawn at random."""
+        return load_encoder(self.source, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return its tokenizer alone."""
+        return load_tokenizer(self.source, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def config(self) -> PreTrainedConfig:
+        """Return the Transformers config, without any weights."""
+        return load_config(self.source, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+
+def load_encoder(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Encoder:
+    """Load an encoder and its tokenizer.
+
+    A language-model head is kept if the checkpoint has all of its weights; no weight is ever drawn at random.
+
+    Args:
+        source: hub name, Hugging Face folder, or stage directory with an ``encoder/``.
+        revision: of a hub repository.
+        trust_remote_code: run code that the repository brings along.
+
+    Raises:
+        UserError: if there is nothing to load there, or weights are missing.
+    """
+    tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
+    config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    has_head_class = type(config) in AutoModelForMaskedLM._model_mapping or trust_remote_code
+    loader = AutoModelForMaskedLM if has_head_class else AutoModel
+    where = str(folder_of(source))
+    model, report = _load(loader, where, config=config, revision=revision, trust_remote_code=trust_remote_code, dtype=torch.float32)
+    prefix = model.base_model_prefix + "."
+    missing = {key for key in report["missing_keys"] if not _is_pooler(key)}
+    missing_base = sorted(key for key in missing if key.startswith(prefix) or model is model.base_model)
+    if missing_base:
+        raise user_error("model.source", f"{where} lacks weights of the encoder: {', '.join(missing_base[:5])} ...")
+    return Encoder(model.base_model if missing else model, tokenizer)
+
+
+def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that lies beside an encoder.
+
+    Raises:
+        UserError: if there is none, or it cannot tell which word a token belongs to.
+    """
+    where = str(folder_of(source))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(where, revision, error) from error
+    if not tokenizer.is_fast:
+        raise user_error("model.source", f"the tokenizer of {where} has no fast version, which knows the words of its tokens.")
+    return tokenizer
+
+
+def load_config(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Load the Transformers config of an encoder."""
+    where = str(folder_of(source))
+    try:
+        return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(where, revision, error) from error
+
+
+def folder_of(source: str | Path) -> str | Path:
+    """Return the Hugging Face folder of a source: a stage directory keeps its own in ``encoder/``."""
+    inside = Path(source) / "encoder"
+    return inside if (inside / "config.json").is_file() else source
+
+
+def _load(loader: Any, where: str, **settings: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    # What is missing or left over is judged by us; Transformers would print a table. What it draws for missing weights, which are
+    # dropped, must not move the caller's generator.
+    try:
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            model, report = loader.from_pretrained(where, output_loading_info=True, **settings)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(where, settings.get("revision"), error) from error
+    return model, report
+
+
+def _is_pooler(key: str) -> bool:
+    return "pooler." in key
+
+
+def _not_loadable(where: str, revision: str | None, error: Exception) -> UserError:
+    at = f" at revision {revision}" if revision else ""
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return user_error("model.source", f"{where!r}{at} cannot be loaded: {first_line}")

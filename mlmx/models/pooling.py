@@ -1,0 +1,87 @@
+"""From rows to one vector each."""
+
+# S rows of a batch, T packed tokens, N rows of the dataset, D width
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mlmx.data.batch import BatchContext, packed_batch
+from mlmx.data.rows import RowDataset
+from mlmx.errors import user_error
+from mlmx.models.encoder import Encoder
+
+Pooling = Literal["mean", "cls", "max"]
+
+
+def pool(states: Tensor, cu_seqlens: Tensor, pooling: Pooling) -> Tensor:
+    """Pool packed vectors row by row.
+
+    Args:
+        states: (T, D).
+        cu_seqlens: (S+1,) where rows begin.
+        pooling: ``cls`` takes the first token; ``mean`` and ``max`` go over all tokens of the row, special ones included, as in
+            Sentence-Transformers and LaBSE's comparisons.
+
+    Returns:
+        (S, D).
+    """
+    starts = cu_seqlens[:-1].long()
+    if pooling == "cls":
+        return states[starts]
+    lengths = cu_seqlens.diff().long()
+    rows = torch.arange(len(lengths), device=states.device).repeat_interleave(lengths, output_size=len(states))
+    index = rows[:, None].expand_as(states)
+    pooled = states.new_zeros(len(lengths), states.shape[1])
+    return pooled.scatter_reduce(0, index, states, "mean" if pooling == "mean" else "amax", include_self=False)
+
+
+@torch.inference_mode()
+def encode(encoder: Encoder, rows: RowDataset, *, layer: int, pooling: Pooling, batch_tokens: int) -> NDArray[np.float32]:
+    """Return one vector per row, in the dataset's order.
+
+    Rows run in batches of similar length, so nothing is padded, and the encoder is put into evaluation mode for the duration.
+
+    Args:
+        encoder: the encoder.
+        rows: the rows.
+        layer: 0 for the embeddings up to ``num_layers`` for the last; negative ones count from the end.
+        pooling: see ``pool``.
+        batch_tokens: most tokens per batch; a longer row runs alone.
+
+    Returns:
+        (N, D) float32.
+
+    Raises:
+        UserError: if the encoder has no such layer.
+    """
+    if not -encoder.num_layers - 1 <= layer <= encoder.num_layers:
+        raise user_error("layer", f"{layer} is not valid; the encoder has layers 0 (embeddings) to {encoder.num_layers}.")
+    training = encoder.training
+    encoder.eval()
+    device = encoder.base.device
+    vectors = np.empty((len(rows), encoder.hidden_size), np.float32)
+    for indices in batches_by_length(rows.lengths, batch_tokens):
+        taken = rows.take(indices)
+        batch = packed_batch(taken, BatchContext(keys=np.zeros(len(indices), np.int64)), counts={}).to(device)
+        states = encoder(batch) if layer in (-1, encoder.num_layers) else encoder.hidden_states(batch)[layer]
+        vectors[indices] = pool(states.float(), batch.tensors["cu_seqlens"], pooling).cpu().numpy()
+    encoder.train(training)
+    return vectors
+
+
+def batches_by_length(lengths: NDArray[np.int32], batch_tokens: int) -> list[NDArray[np.int64]]:
+    """Split rows, sorted by length, into batches of at most ``batch_tokens`` tokens (one row at least)."""
+    order = np.argsort(lengths, kind="stable").astype(np.int64)
+    batches, start, tokens = [], 0, 0
+    for end, row in enumerate(order):
+        if end > start and tokens + int(lengths[row]) > batch_tokens:
+            batches.append(order[start:end])
+            start, tokens = end, 0
+        tokens += int(lengths[row])
+    return [*batches, order[start:]] if len(order) else []
