@@ -1,0 +1,488 @@
+"""Compose and check configs, and hand jobs to Hydra: the only module that knows Hydra and OmegaConf.
+
+Hydra stops at the first mistake, exits 1 and lets ``+typo=1`` pass. So every override is parsed and checked here before Hydra
+sees the command line: unknown groups, options and keys, all of them at once, for every job of a sweep.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.plugins.completion_plugin import DefaultCompletionPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mlmx.build import allow_package, is_node, problems_of
+from mlmx.errors import Problem, UserError, nearest, user_error
+from mlmx.frozen import STAGE_GROUPS, component_nodes, freeze
+
+# Up to this many jobs, every combination of a sweep is composed before it starts; beyond, each value once.
+_MAX_COMBINATIONS = 64
+FAILURES = "failures.jsonl"
+
+Job = Callable[[dict[str, Any], Path, list[str]], float | None]
+
+
+def conf_dir() -> Path:
+    """Return the folder of mlmx's own configs: inside the installed package, or at the root of a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def quoted(value: object) -> str:
+    """Return a value as Hydra's override grammar reads it back, whatever characters it has."""
+    text = str(value).replace("\\'", "\\\\'").replace("'", "\\'")
+    if text.endswith("\\"):
+        text += "\\"
+    return f"'{text}'"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A command line that may be run.
+
+    Attributes:
+        overrides: what to give to Hydra, rewritten where mlmx accepts what Hydra does not.
+        configs: the frozen config of each job (of some of the jobs, if there are very many).
+        multirun: whether it is a sweep.
+    """
+
+    overrides: list[str]
+    configs: list[dict[str, Any]]
+    multirun: bool
+
+
+class Composer:
+    """Composes configs as Hydra does, without running anything."""
+
+    def __init__(self, config_name: str, config_dir: Path | None = None) -> None:
+        version.setbase("1.3")
+        setup_globals()
+        self.config_name = config_name
+        search_path = create_config_search_path(str(conf_dir()))
+        if config_dir is not None:
+            if not config_dir.is_dir():
+                raise user_error("--config-dir", f"there is no such folder: {config_dir}")
+            search_path.prepend(
+                provider="command-line", path=f"file://{config_dir.resolve()}", anchor=SearchPathQuery(provider="schema", search_path=None)
+            )
+        self.loader = ConfigLoaderImpl(search_path)
+        self.repository = self.loader.repository
+
+    def compose(self, overrides: list[str]) -> DictConfig:
+        """Return the composed config, Hydra's own node included."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return self.loader.load_configuration(self.config_name, overrides, run_mode=RunMode.RUN)
+
+    def options(self, group: str) -> list[str]:
+        """Return the options of a group."""
+        return list(self.repository.get_group_options(group))
+
+    def groups(self) -> list[str]:
+        """Return the groups of the first level."""
+        from hydra.core.object_type import ObjectType
+
+        return list(self.repository.get_group_options("", ObjectType.GROUP))
+
+    def complete(self, words: Sequence[str], word: str) -> list[str]:
+        """Return the overrides that ``word`` can be completed to, after the overrides ``words``."""
+        return DefaultCompletionPlugin(self.loader)._query(self.config_name, " ".join([*words, word]))
+
+
+def check(
+    config_name: str, overrides: Sequence[str], *, config_dir: Path | None = None, multirun: bool = False, keys_only: bool = False
+) -> Checked:
+    """Check a command line: every choice, every key and every value that mlmx knows without importing a component.
+
+    Args:
+        config_name: the primary config, such as ``run``.
+        overrides: as typed.
+        config_dir: the user's own folder of configs.
+        multirun: whether comma-separated values are a sweep.
+        keys_only: leave out what only a run needs, such as values that must be given.
+
+    Raises:
+        UserError: with all problems.
+    """
+    composer = Composer(config_name, config_dir)
+    problems: list[Problem] = []
+    parsed = list(_parse(composer, overrides, problems))
+    multirun = multirun or any(o.key_or_group == "hydra.mode" and "MULTIRUN" in str(o.input_line) for o in parsed)
+    for override in parsed:
+        if override.is_sweep_override() and not multirun:
+            told = "several values: add -m to sweep over them, or write [a,b] for a list, or quote a string."
+            problems.append(Problem(override.get_key_element(), told))
+    alternatives = [list(_alternatives(override)) for override in parsed]
+    invalid = {i for i, values in enumerate(alternatives) if not _choices_exist(composer, values, problems)}
+    kept = [i for i in range(len(parsed)) if i not in invalid and (multirun or not parsed[i].is_sweep_override())]
+    rewritten: dict[int, str] = {}
+    configs = []
+    for job in _combinations([alternatives[i] for i in kept]):
+        config = _check_job(composer, dict(zip(kept, job, strict=True)), rewritten, problems, keys_only=keys_only)
+        configs += [config] if config else []
+    problems = list(dict.fromkeys(problems))
+    if problems:
+        # The command fails anyway, so there is time to import the components and to tell about their settings too.
+        for config in configs:
+            problems += component_problems(config)
+        raise UserError(list(dict.fromkeys(problems)))
+    lines = [rewritten.get(i, "") + str(override.input_line).lstrip("+") if i in rewritten else str(override.input_line) for i, override in enumerate(parsed)]
+    return Checked(lines, configs, multirun)
+
+
+def component_problems(config: Mapping[str, Any]) -> list[Problem]:
+    """Check the settings of all components of a frozen config against their constructors, which imports them."""
+    for package in config["plugins"]:
+        allow_package(package)
+    # One setting may be in several stages: told once, at the root, unless the stage has its own.
+    return [problem for where, node in component_nodes(config).items() for problem in problems_of(node, where)]
+
+
+def frozen_config(composed: DictConfig, hydra_node: DictConfig) -> dict[str, Any]:
+    """Freeze what Hydra composed.
+
+    Raises:
+        UserError: with all problems.
+    """
+    config, problems = _freeze(composed, hydra_node)
+    if problems:
+        raise UserError(problems)
+    return config
+
+
+def _freeze(composed: DictConfig, hydra_node: DictConfig) -> tuple[dict[str, Any], list[Problem]]:
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        return {}, [Problem(str(error.full_key or "config"), _first_line(error))]
+    assert isinstance(plain, dict)
+    choices = OmegaConf.to_container(hydra_node.runtime.choices)
+    assert isinstance(choices, dict)
+    overridden = [line.lstrip("+~").partition("=")[0] for line in hydra_node.overrides.task]
+    return freeze({str(key): value for key, value in plain.items()}, {str(k): v for k, v in choices.items()}, overridden=overridden)
+
+
+# --- overrides ------------------------------------------------------------------------------------------------------------------
+
+
+def _parse(composer: Composer, overrides: Sequence[str], problems: list[Problem]) -> Iterator[Override]:
+    parser = OverridesParser.create(config_loader=composer.loader)
+    for line in overrides:
+        try:
+            yield parser.parse_override(line)
+        except HydraException as error:
+            told = "an override is key=value." if "=" not in line else f"cannot be parsed: {_first_line(error.__cause__ or error)}."
+            problems.append(Problem(line, told))
+
+
+def _alternatives(override: Override) -> Iterator[Override]:
+    """Yield an override for each value of a sweep."""
+    if not override.is_sweep_override():
+        yield override
+        return
+    parser = OverridesParser.create()
+    if override.is_discrete_sweep():
+        values: Iterable[Any] = override.sweep_string_iterator()
+    else:
+        interval = override.value()
+        values = [interval.start, interval.end]  # type: ignore[union-attr]
+    for value in values:
+        yield parser.parse_override(f"{override.get_key_element()}={value}")
+
+
+def _combinations(alternatives: Sequence[Sequence[Override]]) -> Iterator[Sequence[Override]]:
+    num_jobs = 1
+    for values in alternatives:
+        num_jobs *= len(values)
+    if num_jobs <= _MAX_COMBINATIONS:
+        yield from itertools.product(*alternatives)
+        return
+    first = [values[0] for values in alternatives]
+    yield first
+    for i, values in enumerate(alternatives):
+        for value in values[1:]:
+            yield [*first[:i], value, *first[i + 1 :]]
+
+
+def _is_choice(composer: Composer, override: Override) -> bool:
+    return not isinstance(override.value(), dict) and composer.repository.group_exists(override.key_or_group)
+
+
+def _choices_exist(composer: Composer, alternatives: Sequence[Override], problems: list[Problem]) -> bool:
+    """Check that what an override selects exists, for each of its values."""
+    valid = True
+    for override in alternatives:
+        if not _is_choice(composer, override):
+            if override.package is not None or "/" in override.key_or_group:
+                problems.append(Problem(override.key_or_group, "no such group.", nearest(override.key_or_group, composer.groups())))
+                valid = False
+            continue
+        value = override.value()
+        chosen = value if isinstance(value, list) else [] if value is None else [value]
+        options = composer.options(override.key_or_group)
+        for option in map(str, chosen):
+            if not composer.repository.config_exists(f"{override.key_or_group}/{option}"):
+                told = f"no {override.key_or_group} {option!r}; there are {', '.join(options)}."
+                problems.append(Problem(override.key_or_group, told, nearest(option, options)))
+                valid = False
+    return valid
+
+
+def _check_job(
+    composer: Composer, job: Mapping[int, Override], rewritten: dict[int, str], problems: list[Problem], *, keys_only: bool
+) -> dict[str, Any] | None:
+    """Check one job, collect its problems, and return its frozen config if it comes that far."""
+    choices = {i: override for i, override in job.items() if _is_choice(composer, override)}
+    settings = {i: override for i, override in job.items() if i not in choices}
+    try:
+        lines = [str(override.input_line) for i, override in choices.items() if not _selects_for_stage(override)]
+        known = composer.compose(lines).hydra.runtime.choices
+        for i, override in choices.items():
+            # A stage may select an option of its own where the config so far has none: to Hydra that is an addition.
+            if _selects_for_stage(override) and override.is_delete() is False:
+                rewritten[i] = "" if override.key_or_group + "@" + str(override.package) in known else "+"
+        lines = [_line(override, rewritten.get(i)) for i, override in choices.items()]
+        base = composer.compose(lines)
+    except (HydraException, OmegaConfBaseException) as error:
+        problems.append(Problem(" ".join(str(override.input_line) for override in choices.values()) or composer.config_name, _first_line(error)))
+        return None
+    _check_headers(composer, base, problems)
+    for i, override in settings.items():
+        problem = _key_problem(composer, base, override)
+        if problem is not None:
+            problems.append(problem)
+            continue
+        if not override.is_delete() and _open_mapping(base, override.key_or_group):
+            rewritten[i] = "++"
+        line = _line(override, rewritten.get(i))
+        try:
+            composer.compose([*lines, line])
+        except (HydraException, OmegaConfBaseException) as error:
+            problems.append(Problem(override.key_or_group, _first_line(error)))
+        else:
+            lines.append(line)
+    composed = composer.compose(lines)
+    hydra_node = composed.hydra
+    with_hydra_removed = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    config, found = _freeze(with_hydra_removed, hydra_node)
+    if keys_only:
+        return None
+    problems += found
+    return config if "stages" in config and not found else None
+
+
+def _line(override: Override, prefix: str | None) -> str:
+    line = str(override.input_line)
+    return line if prefix is None else prefix + line.lstrip("+")
+
+
+def _selects_for_stage(override: Override) -> bool:
+    return (override.package or "").startswith("stages.")
+
+
+def _open_mapping(base: DictConfig, key: str) -> bool:
+    """Tell whether a key lies in a mapping whose keys are free: below ``stages``, or a plain mapping that is a component's setting."""
+    node: Any = base
+    inside_component = False
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+        if not OmegaConf.is_dict(node):
+            return False
+        if part not in node:
+            return parts[0] == "stages" or (inside_component and not is_node(node)) or (i > 0 and parts[0] == "hydra")
+        inside_component = inside_component or is_node(node)
+        node = node._get_node(part)
+    return parts[0] == "stages"
+
+
+def _key_problem(composer: Composer, base: DictConfig, override: Override) -> Problem | None:
+    """Return what is wrong with the key of an override of a setting."""
+    key = override.key_or_group
+    parts = key.split(".")
+    adding_to_hydra = parts[0] == "hydra" and (override.is_add() or override.is_force_add())
+    node: Any = base
+    for i, part in enumerate(parts):
+        where = ".".join(parts[:i])
+        if not OmegaConf.is_dict(node) or node._is_none():
+            return Problem(key, f"{where} has no settings: it is {OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value()!r}.")
+        if part in node:
+            node = node._get_node(part)
+            continue
+        if adding_to_hydra or (_open_mapping(base, key) and not (parts[0] == "stages" and is_node(node))):
+            return None
+        found = nearest(part, map(str, node))
+        if i == 0:
+            found = found or nearest(part, [*composer.groups(), *STAGE_GROUPS])
+        suggestion = ".".join([*parts[:i], found, *parts[i + 1 :]]) if found else _same_leaf(base, parts[-1])
+        what = "no such setting or group" if i == 0 else f"{where} has no setting {part!r}"
+        return Problem(key, what + ".", suggestion)
+    return None
+
+
+def _same_leaf(base: DictConfig, leaf: str) -> str | None:
+    """Return the full name of a setting of that name, wherever it is: for ``mask_ratio``, ``objective.mask_ratio``."""
+    names: dict[str, str] = {}
+
+    def walk(node: Any, where: str) -> None:
+        for name in node:
+            inner = node._get_node(name)
+            if where or name != "hydra":
+                names.setdefault(str(name), f"{where}{name}")
+                if OmegaConf.is_dict(inner) and not inner._is_none():
+                    walk(inner, f"{where}{name}.")
+
+    walk(base, "")
+    return names.get(nearest(leaf, names) or "")
+
+
+def _check_headers(composer: Composer, base: DictConfig, problems: list[Problem]) -> None:
+    """Check that each selected task's file says where the task goes: without the header, one task overwrites another."""
+    for key, chosen in base.hydra.runtime.choices.items():
+        group = str(key).partition("@")[0]
+        if group != "task" and not group.startswith("task/"):
+            continue
+        for option in [chosen] if isinstance(chosen, str) else chosen or []:
+            loaded = composer.repository.load_config(f"{group}/{option}")
+            if loaded is None or not list(loaded.config):
+                continue
+            if not str(loaded.header.get("package") or "").startswith("task."):
+                source = next(source.path for source in composer.repository.get_sources() if source.provider == loaded.provider)
+                name = option.replace("/", "_")
+                told = f"the first line must be `# @package task.{name}`, so that several tasks can be selected."
+                problems.append(Problem(f"{source.removeprefix('file://')}/{loaded.path}", told))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+# --- jobs -----------------------------------------------------------------------------------------------------------------------
+
+
+class JobMessages(Callback):
+    """Tells which job of a sweep runs, and prints each failure when it happens."""
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.hydra.mode == RunMode.MULTIRUN:
+            print(f"job {config.hydra.job.num}: {_overrides_of(config)}", flush=True)  # noqa: T201
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
+            return
+        error = job_return._return_value
+        told = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
+        print(f"job {config.hydra.job.num} failed: {_overrides_of(config)}\n{told}", file=sys.stderr, flush=True)  # noqa: T201
+        record = {"job": config.hydra.job.num, "user": isinstance(error, UserError), "error": _first_line(error)}
+        # Jobs may run in other processes, so what failed is told through a file, a line at a time.
+        with (Path(config.hydra.sweep.dir) / FAILURES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _overrides_of(config: DictConfig) -> str:
+    return " ".join(config.hydra.overrides.task)
+
+
+def run_jobs(config_name: str, checked: Checked, job: Job, *, flags: Sequence[str] = (), config_dir: Path | None = None) -> None:
+    """Run the job of a command line, or the jobs of a sweep, through Hydra.
+
+    Args:
+        config_name: the primary config.
+        checked: what ``check`` returned.
+        job: called with the frozen config, the run's directory and the overrides; may be sent to another process.
+        flags: Hydra's own flags.
+        config_dir: the user's own folder of configs.
+
+    Raises:
+        UserError: if the user's mistake stopped the job.
+        JobsFailed: if jobs of a sweep failed; each failure was printed.
+    """
+    given = {line.lstrip("+~").partition("=")[0] for line in checked.overrides}
+    extra: list[str] = []
+    folder = None
+    if checked.configs and not {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"} & given:
+        folder = _claim(Path(checked.configs[0]["outputs"]) / "runs", checked.configs[0]["name"])
+        stamp = folder.name.removesuffix("-" + checked.configs[0]["name"])
+        if checked.multirun:
+            subdir = f"../{stamp}-${{name}}-${{hydra.job.num}}"
+            extra = [f"hydra.sweep.dir={quoted(folder)}", f"hydra.sweep.subdir={quoted(subdir)}"]
+        else:
+            extra = [f"hydra.run.dir={quoted(folder)}"]
+
+    def run(composed: DictConfig) -> float | None:
+        hydra_node = HydraConfig.get()
+        config = frozen_config(composed, hydra_node)
+        return job(config, Path(os.path.normpath(hydra_node.runtime.output_dir)), list(hydra_node.overrides.task))
+
+    argv = [*flags, *(["--config-dir", str(config_dir)] if config_dir else []), *checked.overrides, *extra]
+    with _scoped([sys.argv[0], *argv]):
+        try:
+            hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(run)()
+        except HydraException as error:
+            raise user_error("hydra", str(error)) from error
+        except Exception:
+            if not (folder and checked.multirun and (folder / FAILURES).exists()):
+                raise
+    if folder and checked.multirun and (folder / FAILURES).exists():
+        raise JobsFailed([json.loads(line) for line in (folder / FAILURES).read_text(encoding="utf-8").splitlines()])
+
+
+class JobsFailed(Exception):  # noqa: N818 - not an error of the program
+    """Some jobs of a sweep failed; each was told when it happened."""
+
+    def __init__(self, failures: Sequence[Mapping[str, Any]]) -> None:
+        self.failures = list(failures)
+        super().__init__(f"{len(failures)} job(s) failed: {', '.join(str(failure['job']) for failure in failures)}")
+
+
+def _claim(runs: Path, name: str) -> Path:
+    """Create a run's folder, with a name that no other run has, whatever starts in the same second."""
+    runs.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for i in itertools.count():
+        folder = runs / (f"{stamp}.{i}-{name}" if i else f"{stamp}-{name}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError
+
+
+@contextmanager
+def _scoped(argv: list[str]) -> Iterator[None]:
+    """Set what Hydra reads from its process: the arguments, and that exceptions come out instead of ``sys.exit(1)``."""
+    old_argv, old_full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
+    try:
+        yield
+    finally:
+        sys.argv = old_argv
+        if old_full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = old_full_error

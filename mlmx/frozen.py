@@ -1,0 +1,290 @@
+"""The plain config a run is made of: stages resolved, paths absolute, everything checked that needs no import of a component.
+
+A composed config has root groups and, under ``stages``, what single stages change. Freezing it gives a plain dictionary in which
+every stage of the chain has its own complete nodes, so that nothing below has to know about inheritance.
+"""
+
+from __future__ import annotations
+
+import copy
+import glob
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mlmx.build import NonNegative, Positive, is_node
+from mlmx.errors import Problem, nearest
+
+STAGE_GROUPS = ("objective", "corpus", "annotator", "trainer")
+MISSING = "???"
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
+
+
+class Parallel(BaseModel):
+    """How a stage is spread over processes; without effect on results."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    num_processes: Positive
+    strategy: Literal["replicate", "shard"]
+    device: Literal["auto", "cpu", "cuda"]
+    num_threads: Positive | None
+    max_restarts: NonNegative
+    timeout_seconds: Positive
+
+
+class Tracker(BaseModel):
+    """Where metrics are shown besides ``metrics.jsonl``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    mode: Literal["auto", "online", "offline", "disabled"]
+    project: str
+    entity: str | None
+
+
+class Settings(BaseModel):
+    """What stands at the top of a config; components are checked against their constructors when they are needed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: _Name
+    seed: NonNegative
+    chain: list[_Name]
+    stages: dict[str, dict[str, Any]]
+    outputs: str
+    plugins: list[str]
+    sweep_metric: Annotated[str, Field(pattern=r"^[^/]+/[^/]+/[^/]+$")] | None
+    parallel: Parallel
+    tracker: Tracker
+    model: dict[str, Any]
+    objective: dict[str, Any] | None
+    corpus: dict[str, Any]
+    annotator: dict[str, Any] | None
+    trainer: dict[str, Any]
+    task: dict[str, dict[str, Any]]
+
+
+def freeze(config: Mapping[str, Any], choices: Mapping[str, Any], *, overridden: Collection[str] = ()) -> tuple[dict[str, Any], list[Problem]]:
+    """Resolve a composed config into the nodes of every stage, and check it.
+
+    Args:
+        config: the composed config as plain data, interpolations resolved; ``???`` marks what the user must give.
+        choices: which option was chosen: ``group`` or ``group@package`` -> option.
+        overridden: the keys given on the command line, to refuse those without effect.
+
+    Returns:
+        The frozen config, and all problems found; the config is only usable if there are none.
+    """
+    config = copy.deepcopy(dict(config))
+    problems = _settings_problems(config)
+    if problems:
+        return config, problems
+    _name_nodes(config, choices)
+    chain = config["chain"]
+    stages, places = _resolve_stages(config, problems)
+    used = _used_roots(config, places)
+    for key in overridden:
+        root = re.split(r"[.@]", key, maxsplit=1)[0]
+        if "@" not in key and root in STAGE_GROUPS and root not in used:
+            why = f"every stage of the chain {chain} brings its own {root}" if chain else "there is no pretraining stage"
+            problems.append(Problem(key, f"has no effect: {why}.", f"stages.{chain[0]}.{root}" if chain else None))
+    nodes = {"model": config["model"], **{f"task.{name}": node for name, node in config["task"].items()}}
+    for stage, groups in stages.items():
+        nodes |= {places[stage, group]: node for group, node in groups.items() if node is not None}
+    if "corpus" in used:
+        nodes["corpus"] = config["corpus"]
+    for where, node in nodes.items():
+        problems += _missing(node, where)
+    _resolve_paths({"model": config["model"], "task": config["task"], "stages": stages, "corpus": config["corpus"]})
+    for where, node in nodes.items():
+        problems += _path_problems(node, where)
+    frozen = {key: config[key] for key in Settings.model_fields if key not in ("objective", "annotator", "trainer")}
+    frozen["stages"] = stages
+    frozen["outputs"] = str(Path(config["outputs"]).expanduser().absolute())
+    return frozen, _unique(problems)
+
+
+def component_nodes(frozen: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the components a frozen config uses, by their place in it; a task's trainer apart from the task."""
+    nodes = {"model": frozen["model"]}
+    for stage, groups in frozen["stages"].items():
+        nodes |= {f"stages.{stage}.{group}": node for group, node in groups.items() if node is not None}
+    for name, node in frozen["task"].items():
+        nodes[f"task.{name}"] = {key: value for key, value in node.items() if key != "trainer"}
+        if "trainer" in node:
+            nodes[f"task.{name}.trainer"] = node["trainer"]
+    return nodes
+
+
+def _settings_problems(config: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    try:
+        Settings.model_validate_json(json.dumps(config))
+    except ValidationError as error:
+        for detail in error.errors():
+            where = ".".join(map(str, detail["loc"]))
+            if detail["type"] == "extra_forbidden":
+                siblings = _siblings(detail["loc"])
+                problems.append(Problem(where, f"no such setting; there are {', '.join(siblings)}.", nearest(str(detail["loc"][-1]), siblings)))
+            elif detail["type"] == "missing":
+                problems.append(Problem(where, "missing."))
+            elif detail["input"] == MISSING:
+                problems.append(Problem(where, "must be given."))
+            else:
+                allowed = re.findall(r"'([^']*)'", detail["msg"]) if detail["type"] == "literal_error" else []
+                hint = nearest(str(detail["input"]), allowed)
+                problems.append(Problem(where, f"{json.dumps(detail['input'])} is not valid: {detail['msg']}.", hint))
+    for name, node in (config.get("task") or {}).items() if isinstance(config.get("task"), Mapping) else ():
+        if not is_node(node):
+            problems.append(Problem(f"task.{name}", "is no task: it has no _target_; its YAML must start with `# @package task.<name>`."))
+    chain = config.get("chain")
+    if isinstance(chain, list) and len(set(map(str, chain))) < len(chain):
+        problems.append(Problem("chain", f"{chain} names a stage twice."))
+    return problems
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = {"parallel": Parallel, "tracker": Tracker}.get(str(location[0]), Settings) if len(location) > 1 else Settings
+    return list(model.model_fields)
+
+
+def _name_nodes(config: dict[str, Any], choices: Mapping[str, Any]) -> None:
+    """Write the chosen option's name into each component node, as ``_name_``."""
+    for key, option in choices.items():
+        group, _, package = key.partition("@")
+        node: Any = config
+        for part in (package or group.replace("/", ".")).split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        if is_node(node) and isinstance(option, str):
+            node["_name_"] = option.replace("/", "_")
+    for name, node in config["task"].items():
+        node["_name_"] = name
+    roots = [config[group] for group in ("model", *STAGE_GROUPS)]
+    for node in [*roots, *(node for groups in config["stages"].values() for node in groups.values())]:
+        if is_node(node):
+            node.setdefault("_name_", "custom")
+
+
+def _resolve_stages(config: Mapping[str, Any], problems: list[Problem]) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str], str]]:
+    """Return the chain's stages with complete nodes, and where in the config each node comes from."""
+    chain = config["chain"]
+    for name, groups in config["stages"].items():
+        if name not in chain:
+            told = f"the chain {chain} has no such stage; remove it with ~stages.{name}."
+            problems.append(Problem(f"stages.{name}", told, nearest(name, chain)))
+        for group in groups:
+            if group not in STAGE_GROUPS:
+                told = f"a stage has only {', '.join(STAGE_GROUPS)}."
+                problems.append(Problem(f"stages.{name}.{group}", told, nearest(group, STAGE_GROUPS)))
+    stages: dict[str, dict[str, Any]] = {}
+    places: dict[tuple[str, str], str] = {}
+    for name in chain:
+        own = config["stages"].get(name, {})
+        stages[name] = {}
+        for group in STAGE_GROUPS:
+            where = f"stages.{name}.{group}"
+            places[name, group] = where if group in own else group
+            root = config[group]
+            if group not in own:
+                stages[name][group] = copy.deepcopy(root)
+            elif own[group] is None or is_node(own[group]):
+                stages[name][group] = own[group]
+            elif not isinstance(own[group], Mapping) or root is None:
+                problems.append(Problem(where, f"{json.dumps(own[group])} is no {group}; select one with {group}@{where}=<option>."))
+                stages[name][group] = None
+            else:
+                stages[name][group] = _merge(root, own[group], where, problems)
+    return stages, places
+
+
+def _merge(base: Mapping[str, Any], own: Mapping[str, Any], where: str, problems: list[Problem]) -> dict[str, Any]:
+    """Merge a stage's settings into the root's node; settings that the node does not have are problems."""
+    merged = copy.deepcopy(dict(base))
+    for key, value in own.items():
+        if key not in base and is_node(base):
+            problems.append(Problem(f"{where}.{key}", f"{base['_target_']} has no such setting.", nearest(key, base)))
+        elif isinstance(value, Mapping) and isinstance(base.get(key), Mapping) and not is_node(value):
+            merged[key] = _merge(base[key], value, f"{where}.{key}", problems)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _used_roots(config: Mapping[str, Any], places: Mapping[tuple[str, str], str]) -> set[str]:
+    used = {group for (stage, group), where in places.items() if where == group or not _replaces(config, stage, group)}
+    if not config["chain"] and "tokenizer" in config["model"]:
+        used.add("corpus")  # the tokenizer is trained on it
+    return used
+
+
+def _replaces(config: Mapping[str, Any], stage: str, group: str) -> bool:
+    own = config["stages"][stage][group]
+    return own is None or is_node(own)
+
+
+def _missing(value: Any, where: str) -> Iterator[Problem]:
+    if value == MISSING:
+        yield Problem(where, f"must be given: {where}=<value>.")
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _missing(inner, f"{where}.{key}")
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _missing(inner, f"{where}[{i}]")
+
+
+def _input_nodes(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(value, dict):
+        if "_inputs_" in value:
+            yield where, value
+        for key, inner in value.items():
+            yield from _input_nodes(inner, f"{where}.{key}")
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _input_nodes(inner, f"{where}[{i}]")
+
+
+def _found(path: str) -> bool:
+    return Path(path).exists() or bool(re.search(r"[*?\[]", path) and glob.glob(path, recursive=True))
+
+
+def _resolve_paths(nodes: Mapping[str, Any]) -> None:
+    """Make the files that settings name absolute, since a stage may be run from any folder."""
+    for _, node in _input_nodes(dict(nodes), ""):
+        for setting in node["_inputs_"]:
+            if setting in node:
+                node[setting] = _absolute(node[setting], hub="revision" in node)
+
+
+def _absolute(value: Any, *, hub: bool) -> Any:
+    if isinstance(value, list):
+        return [_absolute(inner, hub=hub) for inner in value]
+    if isinstance(value, Mapping):
+        return {key: _absolute(inner, hub=hub) for key, inner in value.items()}
+    if not isinstance(value, str) or value == MISSING:
+        return value
+    path = str(Path(value).expanduser().absolute())
+    return path if _found(path) or not hub else value
+
+
+def _path_problems(node: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    for place, inner in _input_nodes(node, where):
+        if "revision" in inner:
+            continue
+        for setting in inner["_inputs_"]:
+            values = inner.get(setting)
+            for value in values if isinstance(values, list) else values.values() if isinstance(values, Mapping) else [values]:
+                if isinstance(value, str) and value != MISSING and not _found(value):
+                    yield Problem(f"{place}.{setting}", f"there is no such file or folder: {value}", _nearest_path(value))
+
+
+def _nearest_path(value: str) -> str | None:
+    folder = Path(value).parent
+    found = nearest(Path(value).name, (entry.name for entry in folder.iterdir())) if folder.is_dir() else None
+    return str(folder / found) if found else None
+
+
+def _unique(problems: list[Problem]) -> list[Problem]:
+    return list(dict.fromkeys(problems))

@@ -1,0 +1,101 @@
+"""What there is to select: options of the config groups, described by their classes' docstrings, without importing them."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+KINDS = {
+    "objectives": "objective",
+    "models": "model",
+    "corpora": "corpus",
+    "annotators": "annotator",
+    "tasks": "task",
+    "trainers": "trainer",
+    "trackers": "tracker",
+    "parallel": "parallel",
+    "experiments": "experiment",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a group.
+
+    Attributes:
+        name: the word it is selected by.
+        summary: the first line of its class's docstring, or the YAML's comment where the class does not tell options apart.
+    """
+
+    name: str
+    summary: str
+
+
+def options(kind: str, folders: Sequence[Path]) -> list[Option]:
+    """Return the options of a kind, sorted by name.
+
+    Args:
+        kind: one of ``KINDS``.
+        folders: config folders; earlier ones win.
+    """
+    files: dict[str, Path] = {}
+    for folder in folders:
+        group = folder / KINDS[kind]
+        for file in sorted(group.rglob("*.yaml")):
+            files.setdefault(file.relative_to(group).with_suffix("").as_posix(), file)
+    targets = {name: _target(yaml.safe_load(file.read_text(encoding="utf-8"))) for name, file in files.items()}
+    shared = Counter(targets.values())
+    found = []
+    for name, file in sorted(files.items()):
+        target = targets[name]
+        docstring = summary_of(target) if target else ""
+        comment = _comment(file)
+        found.append(Option(name, comment if comment and (not docstring or shared[target] > 1) else docstring))
+    return found
+
+
+def summary_of(target: str) -> str:
+    """Return the first line of the docstring of a class named by its dotted path, read from the source; "" if there is none."""
+    module, _, name = target.rpartition(".")
+    source = _source(module)
+    if source is None:
+        return ""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return ""
+
+
+def _target(content: Any) -> str | None:
+    """Return the class a YAML names, at its top or where its package header puts it."""
+    return content.get("_target_") if isinstance(content, dict) else None
+
+
+def _source(module: str) -> Path | None:
+    package, *parts = module.split(".")
+    try:
+        spec = importlib.util.find_spec(package)  # of the top level only: deeper, it would import what lies above
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    if not parts:
+        return Path(spec.origin)
+    base = Path(spec.origin).parent.joinpath(*parts)
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def _comment(file: Path) -> str:
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            return ""
+        if not line.removeprefix("#").strip().startswith("@package"):
+            return line.removeprefix("#").strip()
+    return ""
