@@ -1,0 +1,202 @@
+"""Which rows make up which global batch, and how a global batch is dealt out: pure functions, nothing to save and restore.
+
+A global batch is a run of consecutive rows of the epoch's permutation. Its tokens never depend on how many processes share it; a
+run is resumed by its step number alone.
+"""
+
+# N rows of the dataset, S rows of a batch
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlmx import keyed
+from mlmx.data.encoding import offsets_of
+from mlmx.errors import user_error
+
+
+class BatchPlan:
+    """The global batches of a training.
+
+    Rows are permuted anew in each epoch. A batch takes as many of the next rows as fit into the budget, at least one; the last
+    two batches of an epoch share their rows evenly where the last would be less than half full. No batch mixes epochs.
+
+    Where rows have weights (mixtures), a row of weight 2.5 is seen two or three times per epoch, three times in every second
+    epoch; which rows get the extra turn rotates, so that after enough epochs all have been seen equally often.
+
+    Args:
+        lengths: (N,) tokens per row.
+        seed: the run's seed.
+        batch_tokens: tokens per batch at most, special tokens included; or
+        batch_examples: rows per batch.
+        max_steps: how many batches there are; epochs roll on as long as it takes. Or
+        epochs: how often the data is seen.
+        weights: (N,) how often each row is seen per epoch; None for once.
+
+    Attributes:
+        num_steps: how many batches there are.
+    """
+
+    def __init__(
+        self,
+        lengths: NDArray[np.integer[Any]],
+        *,
+        seed: int,
+        batch_tokens: int | None = None,
+        batch_examples: int | None = None,
+        max_steps: int | None = None,
+        epochs: int | None = None,
+        weights: NDArray[np.float64] | None = None,
+    ) -> None:
+        if (batch_tokens is None) == (batch_examples is None):
+            raise user_error("trainer.batch_tokens", "set either batch_tokens or batch_examples, and leave the other null.")
+        if max_steps is None and epochs is None:
+            raise user_error("trainer.max_steps", "set max_steps, epochs, or both (the smaller one counts).")
+        if len(lengths) == 0:
+            raise user_error("corpus", "has no rows to train on.")
+        if weights is not None and not weights.sum() > 0:
+            raise user_error("corpus", "all weights of the mixture are 0.")
+        self.lengths = np.asarray(lengths)
+        self.seed = seed
+        self.batch_tokens = batch_tokens
+        self.batch_examples = batch_examples
+        self.weights = weights
+        # First step of each epoch planned so far, and the first step after the last of them.
+        self._epoch_steps = [0]
+        self._epoch: tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None = None
+        if epochs is not None:
+            while len(self._epoch_steps) <= epochs and (max_steps is None or self._epoch_steps[-1] < max_steps):
+                self._plan_epoch(len(self._epoch_steps) - 1)
+        planned = self._epoch_steps[-1] if epochs is not None else None
+        self.num_steps = min(step for step in (max_steps, planned) if step is not None)
+
+    def rows_of(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows of a global batch, (S,), and how often each has been seen before, (S,).
+
+        The second is what ``mlmx.keyed.row_keys`` takes as ``epoch``: a row that a weight brings up twice in one epoch gets
+        another number, and so another mask, the second time.
+        """
+        while step >= self._epoch_steps[-1]:
+            self._plan_epoch(len(self._epoch_steps) - 1)
+        epoch = self.epoch_of(step)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._plan_epoch(epoch)
+        assert self._epoch is not None
+        _, rows, seen, boundaries = self._epoch
+        batch = step - self._epoch_steps[epoch]
+        run = slice(int(boundaries[batch]), int(boundaries[batch + 1]))
+        return rows[run], seen[run]
+
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch a step lies in, from 0."""
+        while step >= self._epoch_steps[-1]:
+            self._plan_epoch(len(self._epoch_steps) - 1)
+        return int(np.searchsorted(self._epoch_steps, step, side="right")) - 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches the first epoch has."""
+        if len(self._epoch_steps) == 1:
+            self._plan_epoch(0)
+        return self._epoch_steps[1]
+
+    def _plan_epoch(self, epoch: int) -> None:
+        rows, seen = self._rows_of_epoch(epoch)
+        boundaries = self._boundaries(self.lengths[rows])
+        if epoch == len(self._epoch_steps) - 1:
+            self._epoch_steps.append(self._epoch_steps[-1] + len(boundaries) - 1)
+        self._epoch = (epoch, rows, seen, boundaries)
+
+    def _rows_of_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        size = len(self.lengths)
+        if self.weights is None:
+            order = keyed.permutation(size, seed=self.seed, name="plan", epoch=epoch)
+            return order, np.full(size, epoch, np.int64)
+        turns_before = self._turns(epoch)
+        turns = self._turns(epoch + 1) - turns_before
+        rows = np.repeat(np.arange(size), turns)
+        within = np.arange(len(rows)) - np.repeat(offsets_of(turns)[:-1], turns)
+        order = keyed.permutation(len(rows), seed=self.seed, name="plan", epoch=epoch)
+        return rows[order], (turns_before[rows] + within)[order]
+
+    def _turns(self, epochs: int) -> NDArray[np.int64]:
+        # (N,) how often each row is seen in the first `epochs` epochs. A shift of its own per row, evenly spread over [0, 1),
+        # spreads the fractional turns over the rows.
+        assert self.weights is not None
+        size = len(self.lengths)
+        shift = (keyed.permutation(size, seed=self.seed, name="plan.shift") + 0.5) / size
+        # The tiny term keeps 0.1 * 10 from falling short of 1.
+        return np.floor(self.weights * epochs + shift + 1e-9).astype(np.int64)
+
+    def _boundaries(self, lengths: NDArray[Any]) -> NDArray[np.int64]:
+        # Where the batches of an epoch begin, and where the last ends.
+        if len(lengths) == 0:
+            return np.zeros(1, np.int64)
+        if self.batch_examples is not None:
+            cumulative = np.arange(len(lengths) + 1)
+            budget = self.batch_examples
+        else:
+            assert self.batch_tokens is not None
+            cumulative = offsets_of(lengths)
+            budget = self.batch_tokens
+        following = np.searchsorted(cumulative, cumulative[:-1] + budget, side="right") - 1
+        following = np.maximum(following, np.arange(1, len(lengths) + 1)).tolist()
+        boundaries = [0]
+        while boundaries[-1] < len(lengths):
+            boundaries.append(following[boundaries[-1]])
+        if len(boundaries) > 2 and cumulative[boundaries[-1]] - cumulative[boundaries[-2]] < budget / 2:
+            middle = (cumulative[boundaries[-3]] + cumulative[boundaries[-1]]) / 2
+            cut = int(np.searchsorted(cumulative, middle, side="left"))
+            if boundaries[-3] < cut <= boundaries[-2]:
+                boundaries[-2] = cut
+        return np.array(boundaries, np.int64)
+
+
+def partition(
+    lengths: NDArray[np.integer[Any]] | Sequence[int], num_parts: int, micro_batch_tokens: int | None = None
+) -> list[list[NDArray[np.int64]]]:
+    """Deal the rows of a global batch out to processes, in micro-batches.
+
+    Rows go, longest first, to the emptiest micro-batch; there are as few micro-batches as this allows, the same number for each
+    process. Depends on its arguments only.
+
+    Args:
+        lengths: (S,) tokens per row.
+        num_parts: how many processes there are.
+        micro_batch_tokens: tokens per micro-batch at most (a longer row is alone in one); None for one micro-batch per process.
+
+    Returns:
+        For each process its micro-batches, each a rising array of indices into ``lengths``; empty ones where rows are few.
+    """
+    tokens = np.asarray(lengths, np.int64)
+    order = np.argsort(-tokens, kind="stable").tolist()
+    sizes = tokens.tolist()
+    least = 1 if micro_batch_tokens is None else max(1, -(-int(tokens.sum()) // micro_batch_tokens))
+    num_bins = -(-least // num_parts) * num_parts
+    while (bins := _pack(order, sizes, num_bins, micro_batch_tokens)) is None:
+        num_bins += num_parts
+    # Fullest first, there and back again, so that the processes' totals and their n-th micro-batches are alike.
+    bins.sort(key=lambda rows: (-sum(sizes[row] for row in rows), rows))
+    parts: list[list[NDArray[np.int64]]] = [[] for _ in range(num_parts)]
+    for number, rows in enumerate(bins):
+        turn, place = divmod(number, num_parts)
+        parts[place if turn % 2 == 0 else num_parts - 1 - place].append(np.array(sorted(rows), np.int64))
+    return parts
+
+
+def _pack(order: list[int], sizes: list[int], num_bins: int, capacity: int | None) -> list[list[int]] | None:
+    # Longest first into the emptiest bin; None if a row does not fit.
+    heap = [(0, number) for number in range(num_bins)]
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    for row in order:
+        filled, number = heap[0]
+        if capacity is not None and bins[number] and filled + sizes[row] > capacity:
+            return None
+        bins[number].append(row)
+        heapq.heapreplace(heap, (filled + sizes[row], number))
+    return bins
