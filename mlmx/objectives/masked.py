@@ -1,0 +1,192 @@
+"""What all masked-language-model objectives share: select, corrupt, predict what was there."""
+
+# T tokens of all rows, P selected tokens, D width, V vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from mlmx.data.batch import Batch, BatchContext, Collator, packed_batch
+from mlmx.data.rows import CorpusInfo, TokenRows
+from mlmx.data.vocabulary import Separator
+from mlmx.errors import user_error
+from mlmx.masking.corrupt import Corruption, corrupt
+from mlmx.masking.select import Policy
+from mlmx.masking.units import Selection
+from mlmx.models.encoder import Encoder
+from mlmx.objectives.objective import Objective, Output
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedCollator(Collator):
+    """Selects tokens by a policy and corrupts them.
+
+    Adds to the batch ``selected`` (P,) int64, the positions to predict, and ``targets`` (P,) int64, the tokens that stood there.
+
+    Attributes:
+        policy: selects the tokens.
+        corruption: what they are replaced by.
+        mask_id: the mask token.
+        ordinary_ids: what random tokens are drawn from.
+        view: what a row is.
+        separator: how the sides of a pair are joined.
+        position_reset: whether positions start at 0 again with the second side of a pair.
+        marked_tags: layer -> classes; selected tokens of any of them are counted by the metric ``selected_in_entities``. None
+            for objectives without annotation.
+    """
+
+    policy: Policy
+    corruption: Corruption
+    mask_id: int
+    ordinary_ids: NDArray[np.int64]
+    view: Literal["segment", "pair"] = "segment"
+    separator: Separator = "template"
+    position_reset: bool = False
+    marked_tags: Mapping[str, frozenset[int]] | None = None
+
+    @property
+    def needs_tags(self) -> bool:  # type: ignore[override]
+        """Whether rows must carry annotation."""
+        return self.marked_tags is not None
+
+    def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
+        selection = self.select(rows, context)
+        extra: dict[str, NDArray[np.generic]] = {}
+        if self.marked_tags is not None:
+            extra["in_entities"] = self._marked(rows)[selection.positions]
+        return packed_batch(
+            rows,
+            context,
+            counts={"mlm": len(selection.positions)},
+            input_ids=self.corrupt(rows, selection, context),
+            position_ids=positions_of_sides(rows) if self.position_reset else None,
+            selected=selection.positions,
+            targets=rows.input_ids[selection.positions],
+            **extra,
+        )
+
+    def select(self, rows: TokenRows, context: BatchContext) -> Selection:
+        """Return which tokens are to be predicted."""
+        return self.policy(rows, context.keys)
+
+    def corrupt(self, rows: TokenRows, selection: Selection, context: BatchContext) -> NDArray[np.int64]:
+        """Return the ids (T,) with the selected tokens replaced."""
+        return corrupt(
+            rows.input_ids,
+            selection,
+            context.keys,
+            corruption=self.corruption,
+            mask_id=self.mask_id,
+            ordinary_ids=self.ordinary_ids,
+        )
+
+    def _marked(self, rows: TokenRows) -> NDArray[np.bool_]:
+        assert self.marked_tags is not None
+        marked = np.zeros(len(rows.input_ids), bool)
+        for layer, classes in self.marked_tags.items():
+            marked |= np.isin(rows.tags[layer], list(classes))
+        return marked
+
+
+class MaskedObjective(Objective):
+    """Cross-entropy of the selected tokens; what subclasses choose is the policy.
+
+    Attributes:
+        weights: the one term, ``mlm``.
+    """
+
+    def __init__(self, encoder: Encoder, collator: MaskedCollator) -> None:
+        """Keep the encoder, with its language-model head, and the collator."""
+        super().__init__()
+        encoder.add_head()
+        self.encoder = encoder
+        self.weights = {"mlm": 1.0}
+        self._collator = collator
+
+    def collator(self) -> MaskedCollator:
+        return self._collator
+
+    def forward(self, batch: Batch) -> Output:
+        assert self.encoder.head is not None
+        selected, targets = batch.tensors["selected"], batch.tensors["targets"]
+        # Only selected tokens reach the head: over a large vocabulary it costs more than the encoder.
+        logits = self.encoder.head(self.encoder(batch)[selected]).float()
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        count = targets.new_tensor(len(targets))
+        metrics: dict[str, tuple[Tensor, Tensor]] = {
+            "accuracy": ((logits.argmax(-1) == targets).sum(), count),
+            "selected_ratio": (count, targets.new_tensor(batch.num_tokens)),
+        }
+        if (in_entities := batch.tensors.get("in_entities")) is not None:
+            metrics["selected_in_entities"] = (in_entities.sum(), count)
+        return Output({"mlm": loss}, metrics)
+
+
+def masked_collator(
+    encoder: Encoder,
+    policy: Policy,
+    corruption: Corruption,
+    *,
+    view: Literal["segment", "pair"] = "segment",
+    separator: Separator = "template",
+    position_reset: bool = False,
+    marked_tags: Mapping[str, frozenset[int]] | None = None,
+) -> MaskedCollator:
+    """Return the collator for an encoder's vocabulary.
+
+    Raises:
+        UserError: if the tokenizer has no mask token.
+    """
+    vocabulary = encoder.vocabulary
+    if vocabulary.mask_id is None:
+        raise user_error("model", "its tokenizer has no mask token, which this objective needs.")
+    return MaskedCollator(
+        policy=policy,
+        corruption=corruption,
+        mask_id=vocabulary.mask_id,
+        ordinary_ids=vocabulary.ordinary_ids,
+        view=view,
+        separator=separator,
+        position_reset=position_reset,
+        marked_tags=marked_tags,
+    )
+
+
+def require_pairs(corpus: CorpusInfo) -> None:
+    """Refuse a corpus without pairs.
+
+    Raises:
+        UserError: if the corpus is monolingual.
+    """
+    if not corpus.parallel:
+        raise user_error("corpus", "this objective reads pairs of sentences, and the corpus is not parallel.")
+
+
+def resolve_view(view: Literal["segment", "pair", "corpus"], corpus: CorpusInfo) -> Literal["segment", "pair"]:
+    """Return what a row is, where ``corpus`` stands for pairs if the corpus has them.
+
+    Raises:
+        UserError: if ``view`` is ``pair`` and the corpus is monolingual.
+    """
+    if view == "pair":
+        require_pairs(corpus)
+    if view == "corpus":
+        return "pair" if corpus.parallel else "segment"
+    return view
+
+
+def positions_of_sides(rows: TokenRows) -> NDArray[np.int64]:
+    """Return (T,) positions that start at 0 with each side of each row."""
+    index = np.arange(len(rows.input_ids))
+    begins = np.zeros(len(index), bool)
+    begins[rows.cu_seqlens[:-1][rows.lengths > 0]] = True
+    begins[1:] |= rows.segments[1:] != rows.segments[:-1]
+    starts = np.flatnonzero(begins)
+    return index - np.repeat(starts, np.diff(starts, append=len(index)))
