@@ -43,9 +43,14 @@ class Evaluation:
 
     Attributes:
         scores: the numbers.
-        predictions: one JSON record per example, in a fixed order. Each has ``id`` and ``split``, and under ``metrics`` a mapping
-            metric -> this example's contribution (0/1, a loss, ...) for every score that is a mean over examples: what paired
-            tests resample.
+        predictions: one JSON record per example, in a fixed order, so that scores can be compared example by example. Each has
+            ``id`` (unique in its split, and the same for every system judged on the same data) and ``split``, and tells what the
+            example contributes to the scores, by one of:
+
+            - ``metrics``: metric -> number, for a score that is the mean over the examples (0/1, a loss, ...);
+            - ``ratios``: metric -> [part, whole], for a score that is the sum of parts over the sum of wholes (recall, F1, a loss
+              per piece);
+            - ``label`` and ``prediction``, from which accuracy, macro and weighted F1 are computed again.
     """
 
     scores: Sequence[Score]

@@ -1,0 +1,139 @@
+"""Labelled sentences."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlmx.build import NonNegative, Positive
+from mlmx.errors import Problem, UserError, nearest, user_error
+from mlmx.tasks.table_files import read_records
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One labelled sentence: where it comes from (unique within its split), the text and the label's name."""
+
+    id: str
+    text: str
+    label: str
+
+
+class ClassificationData(ABC):
+    """A source of labelled sentences. Settings are keyword-only parameters of the constructor."""
+
+    @abstractmethod
+    def load(self, split: str) -> Sequence[Labelled]:
+        """Return the examples of a split, in a fixed order.
+
+        Raises:
+            UserError: if there is no such split.
+        """
+
+
+class MicroworldSentiment(ClassificationData):
+    """Sentences of the embedded microworld and the sentiment of what they tell.
+
+    Args:
+        seed: of the world; that of the corpus, or its words mean something else.
+        num_train: examples of split ``train``.
+        num_dev: examples of split ``dev``.
+        num_test: examples of split ``test``.
+        code_mixed: whether the sentences mix both languages.
+    """
+
+    def __init__(self, *, seed: NonNegative, num_train: Positive, num_dev: Positive, num_test: Positive, code_mixed: bool) -> None:
+        self.seed = seed
+        self.sizes = {"train": num_train, "dev": num_dev, "test": num_test}
+        self.code_mixed = code_mixed
+
+    def load(self, split: str) -> Sequence[Labelled]:
+        from mlmx.data.microworld import sentiment_examples
+
+        if split not in self.sizes:
+            raise user_error("task data", f"no split {split!r}; there are train, dev and test.", nearest(split, self.sizes))
+        texts, labels = sentiment_examples(seed=self.seed, split=split, num_examples=self.sizes[split], code_mixed=self.code_mixed)
+        return [Labelled(str(i), text, label) for i, (text, label) in enumerate(zip(texts, labels, strict=True))]
+
+
+class ClassificationFiles(ClassificationData):
+    """Labelled sentences from JSONL, TSV or CSV files, compressed or not.
+
+    Args:
+        path: one file whose ``split_column`` names each line's split; None where there is a file per split.
+        train: the file of split ``train``.
+        dev: the file of split ``dev``; None if there is none.
+        test: the file of split ``test``; None if there is none.
+        text_column: the column of the text.
+        label_column: the column of the label.
+        split_column: the column of the split, with ``path``.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: Path | None,
+        train: Path | None,
+        dev: Path | None,
+        test: Path | None,
+        text_column: str,
+        label_column: str,
+        split_column: str | None,
+    ) -> None:
+        self.paths = {name: file for name, file in {"train": train, "dev": dev, "test": test}.items() if file is not None}
+        problems = []
+        if path is not None and self.paths:
+            problems.append(Problem("task data.path", "is one file with a split column; give it or train, dev and test, not both."))
+        if path is None and not self.paths:
+            problems.append(Problem("task data.path", "no file is given: set path and split_column, or train, dev and test."))
+        if (path is None) != (split_column is None):
+            problems.append(
+                Problem("task data.split_column", "names the column of path that holds the split: both or neither are set.")
+            )
+        if problems:
+            raise UserError(problems)
+        self.path = path
+        self.text_column = text_column
+        self.label_column = label_column
+        self.split_column = split_column
+
+    def load(self, split: str) -> Sequence[Labelled]:
+        if self.path is None:
+            if split not in self.paths:
+                raise user_error(
+                    f"task data.{split}", f"no file is given for the split {split!r}; there are {', '.join(self.paths)}."
+                )
+            return self._read(self.paths[split], None)
+        return self._read(self.path, split)
+
+    def _read(self, path: Path, split: str | None) -> list[Labelled]:
+        # split is None where the whole file is one split.
+        columns = [self.text_column, self.label_column]
+        if split is not None:
+            assert self.split_column is not None
+            columns.append(self.split_column)
+        examples = []
+        splits: Counter[str] = Counter()
+        skipped: Counter[str] = Counter()
+        for where, record in read_records(path, columns):
+            if split is not None:
+                splits[record[columns[2]]] += 1
+                if record[columns[2]] != split:
+                    continue
+            text, label = record[self.text_column], record[self.label_column]
+            if not text.strip() or not label.strip():
+                skipped["no text" if not text.strip() else "no label"] += 1
+            else:
+                examples.append(Labelled(where.rpartition(":")[2], text, label))
+        for reason, number in skipped.items():
+            log.warning("%s: %d lines skipped: %s", path, number, reason)
+        if not examples:
+            found = f"; its splits are {dict(splits)}" if splits else ""
+            raise user_error(str(path), f"no labelled line of split {split!r}{found}." if split else "no labelled line.")
+        return examples

@@ -1,0 +1,130 @@
+"""Reading labelled data from plain files, compressed or not, with errors that name file and line."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import json
+import lzma
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mlmx.errors import Problem, UserError, nearest, user_error
+
+Record = dict[str, str]
+
+_OPENERS: dict[str, Callable[[Path, Literal["rb"]], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield ``file:line`` and the text of every line that is not empty; ``.gz``, ``.bz2`` and ``.xz`` are read as they are.
+
+    Raises:
+        UserError: if the file does not exist, holds no line, or a line is not UTF-8.
+    """
+    if not path.is_file():
+        raise user_error(str(path), "no such file.")
+    empty = True
+    try:
+        with _OPENERS.get(path.suffix, open)(path, "rb") as file:
+            for number, raw in enumerate(file, start=1):
+                where = f"{path}:{number}"
+                line = _decoded(raw, where).rstrip("\r\n")
+                if number == 1:
+                    line = line.removeprefix("\ufeff")
+                if line.strip():
+                    empty = False
+                    yield where, line
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise user_error(str(path), f"cannot be decompressed: {error}.") from error
+    if empty:
+        raise user_error(str(path), "the file is empty.")
+
+
+def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
+    """Yield ``file:line`` and the named columns of every record of a JSONL, TSV or CSV file.
+
+    TSV and CSV have a header line. A TSV field is taken as it is (quotes mean nothing); CSV follows the rules of the ``csv``
+    module. Numbers and booleans of JSONL become text; null becomes "".
+
+    Raises:
+        UserError: if the format is unknown or a column is missing; the message names the columns there are.
+    """
+    suffixes = [suffix for suffix in path.suffixes if suffix not in _OPENERS]
+    kind = suffixes[-1] if suffixes else ""
+    if kind in (".jsonl", ".ndjson"):
+        yield from _jsonl_records(path, columns)
+    elif kind in (".tsv", ".csv"):
+        yield from _table_records(path, columns, delimiter="\t" if kind == ".tsv" else ",")
+    else:
+        raise user_error(str(path), "unknown format; allowed are .jsonl, .tsv and .csv, each also as .gz, .bz2 or .xz.")
+
+
+def read_columns(path: Path, num_columns: int) -> Iterator[tuple[str, list[str]]]:
+    r"""Yield ``file:line`` and the fields of a TSV file without header; the last field keeps further tabs.
+
+    Raises:
+        UserError: if a line has fewer fields.
+    """
+    for where, line in read_lines(path):
+        fields = line.split("\t", num_columns - 1)
+        if len(fields) < num_columns:
+            raise user_error(where, f"{num_columns} fields separated by tabs are expected, found {len(fields)}.")
+        yield where, fields
+
+
+def _decoded(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise user_error(where, f"not UTF-8 (byte {raw[error.start]:#04x} at column {error.start + 1}).") from error
+
+
+def _check_columns(columns: Sequence[str], available: Sequence[str], where: str) -> None:
+    problems = [
+        Problem(where, f"no column {column!r}; there are {', '.join(map(repr, available))}.", nearest(column, available))
+        for column in columns
+        if column not in available
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def _jsonl_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
+    for where, line in read_lines(path):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise user_error(where, f"not JSON: {error}.") from error
+        if not isinstance(value, dict):
+            raise user_error(where, "not a JSON object.")
+        _check_columns(columns, list(value), where)
+        yield where, {column: _text(value[column]) for column in columns}
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _table_records(path: Path, columns: Sequence[str], *, delimiter: str) -> Iterator[tuple[str, Record]]:
+    places: list[str] = []
+
+    def lines() -> Iterator[str]:
+        for where, line in read_lines(path):
+            places.append(where)
+            yield line + "\n"
+
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    reader = csv.reader(lines(), delimiter=delimiter, quoting=quoting)
+    header = next(reader)
+    _check_columns(columns, header, places[-1])
+    where_in_row = [header.index(column) for column in columns]
+    for row in reader:
+        if len(row) != len(header):
+            raise user_error(places[-1], f"{len(row)} fields, but the header has {len(header)}.")
+        yield places[-1], {column: row[i] for column, i in zip(columns, where_in_row, strict=True)}
+        places[:] = places[-1:]

@@ -1,0 +1,47 @@
+"""Texts of a task as rows of an encoder, with what does not fit reported."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlmx.data.rows_from_text import TextRows
+from mlmx.errors import user_error
+from mlmx.models.encoder import Encoder
+
+log = logging.getLogger(__name__)
+
+
+def check_max_length(encoder: Encoder, max_length: int, *, task: str) -> None:
+    """Refuse rows that the encoder has no positions for.
+
+    Raises:
+        UserError: if ``max_length`` is larger than the encoder's.
+    """
+    if max_length > encoder.max_length:
+        raise user_error(f"task.{task}.max_length", f"{max_length} is more than the {encoder.max_length} positions of the encoder.")
+
+
+def text_rows(
+    encoder: Encoder, texts: Sequence[str], *, max_length: int, task: str, what: str, labels: NDArray[np.int64] | None = None
+) -> TextRows:
+    """Tokenise texts, one row each, and report how many pieces lie beyond ``max_length``.
+
+    Args:
+        encoder: whose tokenizer and length limit hold.
+        texts: the texts.
+        max_length: tokens of a row, special ones included.
+        task: the task's name, for messages.
+        what: what the texts are, for messages.
+        labels: (N,) a class per text.
+    """
+    check_max_length(encoder, max_length, task=task)
+    rows = TextRows(texts, encoder.tokenizer, encoder.vocabulary, max_length, labels=labels)
+    if rows.num_truncated_rows:
+        lost = sum(rows.num_truncated.values())
+        message = "%s: %d of %d %s are longer than max_length=%d; %d pieces are cut off"
+        log.warning(message, task, rows.num_truncated_rows, len(rows), what, max_length, lost)
+    return rows

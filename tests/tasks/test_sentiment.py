@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import classification_report
+
+from mlmx.build import build
+from mlmx.data.batch import BatchContext
+from mlmx.errors import UserError
+from mlmx.tasks.classification import TERM, SequenceClassification, predict
+from mlmx.tasks.sentiment import Sentiment, classification_scores
+
+WORDS = ["good", "bad", "so", "so-so", "film"]
+
+
+def write(path, rows: list[dict]) -> str:
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return str(path)
+
+
+def rows(split: str, labels: str) -> list[dict]:
+    text = {"P": "good film", "N": "bad bad film film", "U": "so"}
+    return [{"comment": text[label], "polarity": label, "split": split, "id": 7} for label in labels]
+
+
+def task(data: dict, **settings) -> Sentiment:
+    files = dict.fromkeys(["path", "train", "dev", "test", "split_column"]) | {"text_column": "comment", "label_column": "polarity"}
+    node = {
+        "_target_": "mlmx.tasks.sentiment.Sentiment",
+        "name": "sentiment",
+        "data": {"_target_": "mlmx.tasks.classification_data.ClassificationFiles", **files, **data},
+        "splits": ["test"],
+        "pooling": "mean",
+        "dropout": 0.0,
+        "max_length": 16,
+        "batch_tokens": 12,
+    }
+    return build(node | settings, where="task.sentiment")
+
+
+@pytest.fixture
+def one_file(tmp_path) -> dict:
+    path = write(tmp_path / "a.jsonl.gz", rows("train", "PPNNPN") + rows("test", "PNNP") + rows("dev", "P"))
+    return {"path": path, "split_column": "split"}
+
+
+def fit(objective: SequenceClassification, training_rows, steps: int = 60) -> None:
+    optimiser = torch.optim.AdamW(objective.parameters(), lr=1e-2)
+    everything = np.arange(len(training_rows))
+    batch = objective.collator()(training_rows.take(everything), BatchContext(keys=everything))
+    for _ in range(steps):
+        optimiser.zero_grad()
+        (objective(batch).terms[TERM] / batch.counts[TERM]).backward()
+        optimiser.step()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_fine_tuning_learns_and_is_judged(one_file, make_encoder, pooling):
+    sentiment = task(one_file, splits=["dev", "test"], pooling=pooling)
+    encoder = make_encoder(WORDS)
+    objective = sentiment.objective(encoder)
+    fit(objective, sentiment.training_rows(encoder))
+    evaluation = sentiment.evaluate(objective)
+    assert {(score.split, score.metric): (score.value, score.num_examples) for score in evaluation.scores} == {
+        (split, metric): (1.0, num)
+        for split, num in [("dev", 1), ("test", 4)]
+        for metric in ("macro_f1", "weighted_f1", "accuracy")
+    }
+    assert evaluation.predictions[1] == {"id": "7", "split": "test", "label": "P", "prediction": "P"}
+
+
+def test_one_batch_contract(one_file, make_encoder):
+    sentiment = task(one_file)
+    encoder = make_encoder(WORDS)
+    objective = sentiment.objective(encoder)
+    training_rows = sentiment.training_rows(encoder)
+    batch = objective.collator()(training_rows.take(np.arange(6)), BatchContext(keys=np.arange(6)))
+    output = objective(batch)
+    assert output.terms.keys() == objective.weights.keys() == batch.counts.keys() == {TERM}
+    assert batch.counts[TERM] == 6
+    output.terms[TERM].backward()
+    assert [name for name, parameter in objective.named_parameters() if parameter.grad is None] == []
+    # A sum, not a mean: the same rows one by one give the same total.
+    alone = [objective.collator()(training_rows.take(np.array([i])), BatchContext(keys=np.array([i]))) for i in range(6)]
+    assert sum(objective(one).terms[TERM].item() for one in alone) == pytest.approx(output.terms[TERM].item(), rel=1e-5)
+
+
+def test_predictions_do_not_depend_on_the_batching(one_file, make_encoder):
+    sentiment = task(one_file)
+    encoder = make_encoder(WORDS)
+    objective = sentiment.objective(encoder)
+    training_rows = sentiment.training_rows(encoder)
+    predictions = [predict(objective, training_rows, batch_tokens=tokens).tolist() for tokens in (1, 12, 1000)]
+    assert predictions[0] == predictions[1] == predictions[2]
+
+
+def test_scores_are_those_of_sklearn():
+    rng = np.random.default_rng(0)
+    gold = rng.choice(["a", "b", "c"], 200, p=[0.6, 0.3, 0.1]).tolist()
+    predicted = [label if rng.random() < 0.6 else rng.choice(["a", "b", "c"]) for label in gold]
+    report = classification_report(gold, predicted, output_dict=True)
+    scores = {score.metric: score.value for score in classification_scores(gold, predicted, task="t", split="test")}
+    assert scores == pytest.approx(
+        {
+            "macro_f1": report["macro avg"]["f1-score"],
+            "weighted_f1": report["weighted avg"]["f1-score"],
+            "accuracy": report["accuracy"],
+        }
+    )
+
+
+def test_macro_f1_by_hand_goes_over_the_labels_of_the_gold():
+    # a: precision 1/2, recall 1, F1 2/3; b: never predicted, 0; c is predicted but not in the gold, so it is no class here.
+    scores = {score.metric: score.value for score in classification_scores(["a", "b", "b"], ["a", "a", "c"], task="t", split="s")}
+    assert scores == pytest.approx({"macro_f1": 1 / 3, "weighted_f1": 2 / 9, "accuracy": 1 / 3})
+
+
+def test_a_label_that_never_occurs_in_training_is_reported_and_wrong(tmp_path, make_encoder, caplog):
+    files = {
+        "train": write(tmp_path / "train.jsonl.gz", rows("", "PNPN")),
+        "test": write(tmp_path / "test.jsonl.gz", rows("", "PUU")),
+    }
+    sentiment = task(files)
+    with caplog.at_level(logging.WARNING):
+        evaluation = sentiment.evaluate(sentiment.objective(make_encoder(WORDS)))
+    assert "labels of split test that never occur in training: {'U': 2}" in caplog.text
+    assert {score.metric: score.value for score in evaluation.scores}["accuracy"] <= 1 / 3
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"text_column": "coment"}, "no column 'coment'; there are 'comment', 'polarity', 'split', 'id'. Did you mean 'comment'"),
+        ({"split_column": None}, "task data.split_column: names the column"),
+        ({"test": "x"}, "task data.path: is one file with a split column"),
+        ({"path": None, "split_column": None}, "task data.path: no file is given"),
+    ],
+)
+def test_bad_data_settings(one_file, make_encoder, data, message):
+    with pytest.raises(UserError, match=message):
+        task({**one_file, **data}).objective(make_encoder(WORDS))
+
+
+def test_missing_splits_and_lonely_labels(one_file, tmp_path, make_encoder):
+    with pytest.raises(UserError, match=r"no labelled line of split 'valid'; its splits are \{'train': 6, 'test': 4, 'dev': 1\}"):
+        task(one_file).data.load("valid")
+    files = {"train": write(tmp_path / "one.jsonl.gz", rows("", "PP"))}
+    with pytest.raises(UserError, match="no file is given for the split 'test'; there are train"):
+        task(files).data.load("test")
+    with pytest.raises(UserError, match="holds only the label 'P'; two are needed"):
+        task(files).objective(make_encoder(WORDS))
+
+
+def test_lines_without_text_or_label_are_skipped_and_counted(tmp_path, caplog):
+    extra = [{"comment": " ", "polarity": "P"}, {"comment": "so", "polarity": None}]
+    path = write(tmp_path / "a.jsonl.gz", rows("", "PN") + extra)
+    with caplog.at_level(logging.WARNING):
+        examples = task({"train": path}).data.load("train")
+    assert [example.id for example in examples] == ["1", "2"]
+    assert "1 lines skipped: no text" in caplog.text
+    assert "1 lines skipped: no label" in caplog.text
+
+
+def test_microworld_splits():
+    data = {"_target_": "mlmx.tasks.classification_data.MicroworldSentiment", "seed": 0, "code_mixed": True}
+    built = build({**data, "num_train": 40, "num_dev": 10, "num_test": 20}, where="data")
+    loaded = {split: built.load(split) for split in ("train", "dev", "test")}
+    assert [len(examples) for examples in loaded.values()] == [40, 10, 20]
+    assert {example.label for example in loaded["train"]} == {"positive", "negative"}
+    assert not {example.text for example in loaded["train"]} & {example.text for example in loaded["test"]}
+    with pytest.raises(UserError, match="Did you mean 'test'"):
+        built.load("tst")

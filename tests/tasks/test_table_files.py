@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+
+import pytest
+
+from mlmx.errors import UserError
+from mlmx.tasks.table_files import read_columns, read_records
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+)
+def test_all_formats_give_the_same_records(tmp_path, suffix, compress):
+    contents = {
+        ".jsonl": '{"text": "a \\"b\\"", "label": 1, "x": null}\n\n{"label": 2, "text": "c"}\n',
+        ".tsv": '\ufefftext\tx\tlabel\na "b"\t\t1\nc\t\t2\n',
+        ".csv": 'label,text\r\n1,"a ""b"""\r\n2,c\r\n',
+    }
+    for kind, content in contents.items():
+        path = tmp_path / f"data{kind}{suffix}"
+        path.write_bytes(compress(content.encode()))
+        assert [record for _, record in read_records(path, ["text", "label"])] == [
+            {"text": 'a "b"', "label": "1"},
+            {"text": "c", "label": "2"},
+        ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": 1}\n{"txt": 1}\n', r"a.jsonl:2: no column 'text'; there are 'txt'. Did you mean 'txt'\?"),
+        ("a.jsonl", b'{"text": 1}\n[1]\n', "a.jsonl:2: not a JSON object"),
+        ("a.jsonl", b"{\n", "a.jsonl:1: not JSON"),
+        ("a.tsv", b"txt\tlabel\nx\ty\n", r"a.tsv:1: no column 'text'; there are 'txt', 'label'"),
+        ("a.tsv", b"text\tlabel\nx\n", "a.tsv:2: 1 fields, but the header has 2"),
+        ("a.tsv", b"text\nx\n\xff\n", "a.tsv:3: not UTF-8"),
+        ("a.tsv", b"", "a.tsv: the file is empty"),
+        ("a.txt", b"x", "a.txt: unknown format"),
+        ("a.jsonl.gz", b"x", "a.jsonl.gz: cannot be decompressed"),
+    ],
+)
+def test_bad_input_is_told_with_file_and_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        list(read_records(tmp_path / name, ["text"]))
+
+
+def test_missing_file_and_missing_field(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        list(read_columns(tmp_path / "none.tsv", 2))
+    (tmp_path / "a.tsv").write_text("1\tone\ttwo\n2\n")
+    with pytest.raises(UserError, match=r"a.tsv:2: 2 fields separated by tabs are expected, found 1"):
+        list(read_columns(tmp_path / "a.tsv", 2))
