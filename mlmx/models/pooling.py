@@ -25,8 +25,8 @@ def pool(states: Tensor, cu_seqlens: Tensor, pooling: Pooling) -> Tensor:
     Args:
         states: (T, D).
         cu_seqlens: (S+1,) where rows begin.
-        pooling: ``cls`` takes the first token; ``mean`` and ``max`` go over all tokens of the row, special ones included, as in
-            Sentence-Transformers and LaBSE's comparisons.
+        pooling: ``cls`` takes the first token; ``mean`` and ``max`` go over all tokens of the row, special ones included, as
+            Sentence-Transformers does.
 
     Returns:
         (S, D).

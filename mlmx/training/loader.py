@@ -1,0 +1,88 @@
+"""Batches of a rank, step by step, made in loader workers; a pure function of the plan, the seed and the step."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from mlmx import keyed
+from mlmx.data.batch import Batch, BatchContext, Collator
+from mlmx.data.plan import BatchPlan, partition
+from mlmx.data.rows import RowDataset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBatches(Dataset[list[Batch]]):
+    """The micro-batches of one rank at each step.
+
+    Attributes:
+        plan: the rows of each global batch.
+        rows: the data.
+        collator: makes a micro-batch of rows.
+        seed: the run's seed.
+        micro_batch_tokens: most tokens of a micro-batch; None: one micro-batch per rank.
+        rank: which rank.
+        size: of how many.
+    """
+
+    plan: BatchPlan
+    rows: RowDataset
+    collator: Collator
+    seed: int
+    micro_batch_tokens: int | None
+    rank: int
+    size: int
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        rows, seen = self.plan.rows_of(step)
+        micro_batches = []
+        for part in self.parts(rows)[self.rank]:
+            if len(part):
+                keys = keyed.row_keys(seed=self.seed, epoch=seen[part], row_ids=rows[part])
+                context = BatchContext(keys=keys, step=step, progress=step / self.plan.num_steps)
+                micro_batches.append(self.collator(self.rows.take(rows[part]), context))
+        return micro_batches
+
+    def parts(self, rows: NDArray[np.int64]) -> list[list[NDArray[np.int64]]]:
+        """Return for each rank its micro-batches, as indices into the rows of a global batch."""
+        return partition(self.rows.lengths[rows], self.size, self.micro_batch_tokens)
+
+    def row_ids(self, step: int, rank: int, micro_batch: int) -> list[int]:
+        """Return the rows of a rank's micro-batch, for messages."""
+        rows, _ = self.plan.rows_of(step)
+        parts = [part for part in self.parts(rows)[rank] if len(part)]
+        ids: list[int] = rows[parts[micro_batch]].tolist()
+        return ids
+
+    def load(self, start: int, *, num_workers: int) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of the steps from ``start`` to the end of the plan."""
+        return iter(
+            DataLoader(
+                self,
+                batch_size=None,
+                sampler=range(start, self.plan.num_steps),
+                num_workers=num_workers,
+                collate_fn=_as_is,
+                prefetch_factor=8 if num_workers else None,
+                worker_init_fn=_leave_signals_to_parent,
+                # A generator of its own: the loader draws a seed for its workers, which nothing here uses.
+                generator=torch.Generator(),
+            )
+        )
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    # Ctrl-C and SIGTERM may reach the whole process group. The trainer answers with a checkpoint, for which it needs its workers
+    # no less than before; they end when it does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _as_is(batches: list[Batch]) -> list[Batch]:
+    return batches
