@@ -7,27 +7,33 @@ problems then stand in ``status.json``), with anything else when mlmx is to blam
 
 from __future__ import annotations
 
+import json
+import logging
+import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from mlmx.build import allow_package, build
 from mlmx.data.annotate import annotate_store
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
 from mlmx.data.store import TokenStore, open_rows
-from mlmx.data.tokenizer import load_tokenizer
 from mlmx.errors import UserError
 from mlmx.models.encoder import Encoder
-from mlmx.models.load import load_encoder
-from mlmx.stage import StageDir
+from mlmx.models.load import load_encoder, load_tokenizer
+from mlmx.stage import StageDir, error_to_json, write_atomically
 from mlmx.tasks.task import Task
-from mlmx.training.parallel import ProcessGroup
+from mlmx.training.checkpoint import load_module, save_module
+from mlmx.training.deathwatch import watch
+from mlmx.training.parallel import ProcessGroup, process_group
+from mlmx.training.trainer import Stopped
 
 EXIT_USER_ERROR = 2
+EXIT_STOPPED = 128 + signal.SIGTERM
 
 
 def prepare(stage: StageDir, spec: Mapping[str, Any], processes: ProcessGroup) -> dict[str, Any]:
@@ -78,7 +84,7 @@ def finetune(stage: StageDir, spec: Mapping[str, Any], processes: ProcessGroup) 
     result = trainer.fit(objective, rows, stage, seed=spec["seed"], processes=processes)
     if processes.is_main:
         task.export(objective, stage.encoder_dir)
-        save_file({name: tensor.contiguous() for name, tensor in objective.state_dict().items()}, stage.path / "model.safetensors")
+        save_module(objective, stage.model_path)
     return {**result, "num_truncated_pieces": dict(rows.num_truncated)}
 
 
@@ -89,12 +95,13 @@ def evaluate(stage: StageDir, spec: Mapping[str, Any], processes: ProcessGroup) 
     if model is not None and model.config()["kind"] == "finetune":
         judged = task.objective(load_encoder(model.encoder_dir))
         assert judged is not None, "what was fine-tuned has an objective"
-        judged.load_state_dict(load_file(model.path / "model.safetensors"))
+        load_module(judged, model.model_path)
         judged.to(processes.device).eval()
         evaluation = task.evaluate(judged)
     else:
         evaluation = task.evaluate(_encoder(stage, spec).to(processes.device).eval())
-    stage.write_predictions(evaluation.predictions)
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions)
+    write_atomically(stage.predictions_path, "".join(lines))
     return {"scores": [score.to_json() for score in evaluation.scores]}
 
 
@@ -120,10 +127,52 @@ def _tokenizer(stage: StageDir, spec: Mapping[str, Any]) -> Any:
 
 
 def _encoder(stage: StageDir, spec: Mapping[str, Any]) -> Encoder:
-    """Return the encoder a stage starts from: a parent's, or a new one drawn from the seed."""
+    """Return the encoder a stage starts from: a parent's or the config's."""
     parent = stage.parent("encoder") or stage.parent("model")
     if parent is not None:
         return load_encoder(parent.encoder_dir)
-    torch.manual_seed(spec["seed"])
     tokenizer = stage.parent("tokenizer")
     return build(spec["model"], load_tokenizer(tokenizer.tokenizer_dir) if tokenizer else None, where="model").build()
+
+
+def run(stage: StageDir) -> None:
+    """Carry out a stage in this process and write its result."""
+    config = stage.config()
+    execution = config["execution"]
+    for package in execution.get("plugins") or ():
+        allow_package(package)
+    parallel = execution["parallel"]
+    began = time.monotonic()
+    with process_group(
+        device=parallel["device"], num_threads=parallel["num_threads"], timeout_seconds=parallel["timeout_seconds"]
+    ) as processes:
+        # Whatever a constructor draws (an encoder from scratch, a fresh head) is drawn from here.
+        torch.manual_seed(config["spec"].get("seed", 0))
+        signal.signal(signal.SIGTERM, lambda *_: processes.request_stop())
+        result = WORK[config["kind"]](stage, config["spec"], processes)
+        if processes.is_main:
+            stage.write_result({**result, "stage_seconds": round(time.monotonic() - began, 3)})
+
+
+def main() -> None:
+    """Carry out the stage whose directory is named on the command line."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m mlmx.training.worker <stage directory>")
+    stage = StageDir(Path(sys.argv[1]))
+    watch(stage)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        run(stage)
+    except UserError as error:
+        stage.write_status("failed", error=error_to_json(error))
+        sys.exit(EXIT_USER_ERROR)
+    except Stopped as reason:
+        stage.write_status("failed", error=error_to_json(reason))
+        sys.exit(EXIT_STOPPED)
+    except Exception as error:
+        stage.write_status("failed", error=error_to_json(error))
+        raise
+
+
+if __name__ == "__main__":
+    main()
