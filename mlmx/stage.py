@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -285,6 +285,10 @@ class StageDir:
             "launch": launch if launch is not None else last.get("launch"),
         }
         write_atomically(self.status_path, json.dumps(status, indent=1, ensure_ascii=False) + "\n")
+
+    def write_predictions(self, predictions: Iterable[Mapping[str, Any]]) -> None:
+        """Write ``predictions.jsonl``, one record per line, before the result."""
+        write_atomically(self.predictions_path, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in predictions))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``: the stage is finished with this."""

@@ -1,0 +1,68 @@
+"""Running a chain: prepare, annotate, pretrain, finetune, evaluate, and the summary of it all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlmx.driver import launch
+from mlmx.driver.directories import place
+from mlmx.driver.execute import run_stages
+from mlmx.driver.plan import plan
+from mlmx.driver.preview import preview
+from mlmx.driver.say import say
+from mlmx.driver.stages import stages_of
+from mlmx.driver.summary import Summary
+
+__all__ = ["plan", "preview", "run", "stages_of"]
+
+_TRACKING = "mlmx.training.tracking"
+_TRACKING_SECONDS = 600.0
+
+
+def run(
+    config: Mapping[str, Any],
+    *,
+    run_dir: Path,
+    overrides: Sequence[str],
+    fresh: bool | float = False,
+    worker: str = launch.WORKER,
+) -> float | None:
+    """Carry out the stages of a run and write its summary.
+
+    Args:
+        config: the frozen config.
+        run_dir: the run's own folder, ``outputs/runs/<time>-<name>``.
+        overrides: what the user typed.
+        fresh: build everything anew that was made before this command began (or before a time in seconds since 1970).
+        worker: the module that carries out a stage.
+
+    Returns:
+        The score that ``sweep_metric`` names, if it names one.
+
+    Raises:
+        UserError: if the user can mend what went wrong.
+        StageFailedError: if a stage failed otherwise.
+    """
+    summary = Summary(run_dir, config, overrides)
+    try:
+        placed = place(stages_of(config), Path(config["outputs"]))
+        num_run = run_stages(placed, config, fresh=fresh, worker=worker, done=summary.add)
+    except BaseException as error:
+        summary.write("failed", error)
+        raise
+    summary.write("finished")
+    summary.show()
+    if num_run and config["tracker"]["mode"] != "disabled":
+        _publish(run_dir)
+    return summary.score(config["sweep_metric"]) if config["sweep_metric"] else None
+
+
+def _publish(run_dir: Path) -> None:
+    """Show the chain in the tracker; a run does not fail by it."""
+    with (run_dir / "tracking.log").open("w", encoding="utf-8") as log:
+        try:
+            log.write(launch.run_attached(_TRACKING, str(run_dir), output=log, timeout_seconds=_TRACKING_SECONDS))
+        except launch.StageFailedError as error:
+            say(f"warning: the chain was not shown in the tracker: {error}; see {run_dir / 'tracking.log'}")

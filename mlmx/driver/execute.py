@@ -1,0 +1,154 @@
+"""Carrying out stages: each once, whoever asks for it, and its result reused from then on."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import psutil
+
+from mlmx.driver import launch
+from mlmx.driver.contents import source_hash
+from mlmx.driver.directories import Placed
+from mlmx.driver.lease import stage_lease
+from mlmx.driver.say import say, show
+from mlmx.driver.stages import place_of
+from mlmx.errors import Problem, UserError
+from mlmx.stage import StageDir, canonical_json
+
+
+def run_stages(
+    placed: Sequence[Placed],
+    config: Mapping[str, Any],
+    *,
+    fresh: bool | float = False,
+    worker: str = launch.WORKER,
+    done: Callable[[Placed, bool], None] = lambda placed, reused: None,
+) -> int:
+    """Carry out stages in order; return how many had to be run.
+
+    Args:
+        placed: the stages, each after its parents.
+        config: the frozen config.
+        fresh: build anew what was made before this command began, or before a time in seconds since 1970.
+        worker: the module that carries out a stage.
+        done: told each stage when its result is there, and whether it was there before.
+
+    Raises:
+        UserError: if the user can mend what went wrong.
+        StageFailedError: if a stage failed otherwise.
+    """
+    before = command_began() if fresh is True else float(fresh)
+    source = source_hash()
+    check([one for one in placed if not one.directory.finished or before], config)
+    num_run = 0
+    for one in placed:
+        reused = _carry_out(one, source, before, worker)
+        num_run += not reused
+        done(one, reused)
+    return num_run
+
+
+def check(placed: Sequence[Placed], config: Mapping[str, Any]) -> None:
+    """Check the settings of stages that must run against the constructors. Imports torch, unless there is nothing to check.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    if not placed:
+        return
+    from mlmx.build import allow_package, is_node, problems_of
+
+    for package in config["plugins"]:
+        allow_package(package)
+    seen = set()
+    problems: dict[str, Problem] = {}
+    for one in placed:
+        for key, value in one.stage.spec.items():
+            nodes = {f"{key}.{i}": node for i, node in enumerate(value)} if isinstance(value, list) else {key: value}
+            for setting, node in nodes.items():
+                where = place_of(one.stage, setting)
+                identity = canonical_json([where, node])
+                if is_node(node) and identity not in seen:
+                    seen.add(identity)
+                    problems |= {str(problem): problem for problem in problems_of(node, where)}
+    if problems:
+        raise UserError(list(problems.values()))
+
+
+def command_began() -> float:
+    """Return when the user's command began, in seconds since 1970; jobs of a parallel sweep began with their main process."""
+    is_job = multiprocessing.current_process().name != "MainProcess"
+    return psutil.Process(os.getppid() if is_job else None).create_time()
+
+
+def _carry_out(one: Placed, source: str, before: float, worker: str) -> bool:
+    """Run a stage unless its result is there; return whether it was."""
+    told = _Waiting(one.label)
+    while True:
+        directory = one.directory
+        if _is_usable(directory, before):
+            _say_reused(one, directory, source)
+            return True
+        with stage_lease(directory, told.tell):
+            # Somebody else may have finished it meanwhile.
+            if _is_usable(directory, before):
+                continue
+            if before and _began(directory) < before and directory.config_path.exists():
+                _set_aside(directory)
+                continue
+            _check_fingerprint(one, directory)
+            if directory.checkpoints_dir.is_dir() and directory.config()["source"] != source:
+                say(f"{one.label}: goes on with what other code began (--fresh builds it anew)")
+            directory.write_config(one.config(source))
+            say(f"{one.label}: running in {directory.path}")
+            started = time.monotonic()
+            try:
+                launch.launch(directory, say=told.tell, show=show, worker=worker)
+            except Exception:
+                say(f"{one.label}: failed after {time.monotonic() - started:.1f} s")
+                raise
+            say(f"{one.label}: finished in {time.monotonic() - started:.1f} s")
+            return False
+
+
+@dataclass
+class _Waiting:
+    label: str
+
+    def tell(self, message: str) -> None:
+        say(f"{self.label}: {message}")
+
+
+def _is_usable(directory: StageDir, before: float) -> bool:
+    return directory.finished and (not before or _began(directory) >= before)
+
+
+def _began(directory: StageDir) -> float:
+    started = directory.status().get("started")
+    return datetime.fromisoformat(started).timestamp() if started else 0.0
+
+
+def _say_reused(one: Placed, directory: StageDir, source: str) -> None:
+    other = directory.config().get("source") != source
+    say(f"{one.label}: reused" + (" (made under other code; --fresh builds it anew)" if other else ""))
+
+
+def _set_aside(directory: StageDir) -> None:
+    """Move a directory out of the way of a fresh one. Nothing is deleted."""
+    folder = directory.path.parent.parent / "replaced"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{directory.path.name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+    directory.path.rename(target)
+    say(f"{directory.path.name}: set aside as {target}")
+
+
+def _check_fingerprint(one: Placed, directory: StageDir) -> None:
+    if directory.config_path.exists() and directory.config()["fingerprint"] != one.fingerprint:
+        message = f"{directory.path} holds another stage whose fingerprint begins alike; move it away."
+        raise UserError(Problem("outputs", message))

@@ -1,0 +1,208 @@
+"""Leases: which process runs a stage, and on which GPUs.
+
+A lease is a lock of the operating system on a file, so it ends with the process that holds it, however that ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from mlmx.errors import UserError, user_error
+from mlmx.stage import StageDir, now, try_lock
+
+_POLL_SECONDS = 0.2
+_NVIDIA_SMI_SECONDS = 30.0
+
+Say = Callable[[str], None]
+
+
+@contextmanager
+def stage_lease(stage: StageDir, say: Say) -> Iterator[None]:
+    """Hold a stage: alone among drivers, and with no worker of an earlier one left.
+
+    Args:
+        stage: whose directory; made if need be.
+        say: told once for whom it waits.
+    """
+    with ExitStack() as held:
+        waited_for: set[str] = set()
+
+        def tell(message: str) -> None:
+            if message not in waited_for:
+                waited_for.add(message)
+                say(message)
+
+        file = _lock_in_place(stage.lock_path, tell)
+        held.enter_context(file)
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
+        file.flush()
+        drain_workers(stage, tell)
+        yield
+
+
+def _lock_in_place(path: Path, tell: Say) -> IO[str]:
+    """Lock a file that others may move away while they hold it; return it open."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+        if not try_lock(file):
+            tell(f"waits for {_holder(path)}")
+            file.close()
+            time.sleep(_POLL_SECONDS)
+        elif path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+        else:
+            file.close()
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return "another process that just began"
+    return f"pid {holder['pid']} on {holder['host']}, which holds it since {holder['since']}"
+
+
+def drain_workers(stage: StageDir, tell: Say, timeout_seconds: float | None = None) -> bool:
+    """Wait until no worker holds the stage; return whether that came about in time."""
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    with stage.workers_lock_path.open("a+", encoding="utf-8") as file:
+        while not try_lock(file):
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            pids = ", ".join(str(pid) for pid, _ in registered_workers(stage)) or "unknown"
+            tell(f"waits for the last workers of an earlier run (pid {pids})")
+            time.sleep(_POLL_SECONDS)
+        file.truncate(0)
+    return True
+
+
+def registered_workers(stage: StageDir) -> list[tuple[int, float]]:
+    """Return (pid, start time) of the workers that entered themselves since the stage was last free."""
+    try:
+        lines = stage.workers_lock_path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        return []
+    # The last line may be half written.
+    entries = [line.split() for line in lines[:-1]]
+    return [(int(entry[0]), float(entry[1])) for entry in entries if len(entry) == 2]
+
+
+@contextmanager
+def gpu_lease(
+    num_gpus: int,
+    device: str,
+    say: Say,
+    *,
+    gpus: Sequence[str] | None = None,
+    folder: Path | None = None,
+) -> Iterator[Mapping[str, str]]:
+    """Hold as many GPUs as a stage has processes; give the environment variables that show them to its workers.
+
+    On a machine without GPUs, or for ``device=cpu``, nothing is held.
+
+    Args:
+        num_gpus: how many processes the stage has.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        say: told once if it has to wait.
+        gpus: what there is to share; by default what ``CUDA_VISIBLE_DEVICES`` allows of what nvidia-smi lists.
+        folder: where the lock files are; by default one for each user of this machine.
+
+    Raises:
+        UserError: if GPUs are demanded that the machine does not have.
+    """
+    if device == "cpu":
+        yield {"CUDA_VISIBLE_DEVICES": ""}
+        return
+    visible = visible_gpus() if gpus is None else list(gpus)
+    check_device(device, num_gpus, visible)
+    if not visible:
+        yield {}
+        return
+    folder = folder or Path(tempfile.gettempdir()) / f"mlmx-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with ExitStack() as held:
+        told = False
+        while (taken := _take(visible, num_gpus, folder, held)) is None:
+            if not told:
+                say(f"waits for {num_gpus} free of {len(visible)} GPUs")
+                told = True
+            time.sleep(_POLL_SECONDS)
+        yield {"CUDA_VISIBLE_DEVICES": ",".join(taken), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def _take(gpus: Sequence[str], num_gpus: int, folder: Path, held: ExitStack) -> list[str] | None:
+    """Lock that many GPUs or none: two stages that each held a part would wait for each other forever."""
+    with ExitStack() as tried:
+        taken: list[str] = []
+        for gpu in gpus:
+            file = tried.enter_context((folder / f"{gpu.replace('/', '_')}.lock").open("a+"))
+            if try_lock(file):
+                taken.append(gpu)
+            if len(taken) == num_gpus:
+                held.push(tried.pop_all())
+                return taken
+    return None
+
+
+def check_device(device: str, num_processes: int, gpus: Sequence[str]) -> None:
+    """Check that the machine has the GPUs a stage needs.
+
+    Raises:
+        UserError: if it does not.
+    """
+    if device == "cuda" and not gpus:
+        raise user_error("parallel.device", "'cuda' was asked for, and this machine shows no GPU; allowed here: auto, cpu.")
+    if gpus and num_processes > len(gpus):
+        raise _too_many(num_processes, len(gpus))
+
+
+def _too_many(num_processes: int, num_gpus: int) -> UserError:
+    message = (
+        f"{num_processes} processes need a GPU each, and there are {num_gpus}; parallel.device=cpu runs them on the processor."
+    )
+    return user_error("parallel.num_processes", message)
+
+
+def visible_gpus(environment: Mapping[str, str] | None = None, num_installed: int | None = None) -> list[str]:
+    """Return the names of the GPUs this process may use, without importing torch.
+
+    Args:
+        environment: variables, by default those of this process.
+        num_installed: how many GPUs the machine has; by default nvidia-smi is asked.
+    """
+    allowed = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None and not allowed.strip():
+        return []
+    installed = [str(i) for i in range(_num_installed() if num_installed is None else num_installed)]
+    if allowed is None or not installed:
+        return installed
+    names: list[str] = []
+    for name in allowed.split(","):
+        # CUDA ignores everything from the first name on that it does not know.
+        if not name.strip().startswith(("GPU-", "MIG-")) and name.strip() not in installed:
+            break
+        names.append(name.strip())
+    return names
+
+
+def _num_installed() -> int:
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    command: list[Any] = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return len(answer.stdout.split()) if answer.returncode == 0 else 0

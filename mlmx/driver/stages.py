@@ -1,0 +1,154 @@
+"""From a composed config to the stages of its chain. Reads no files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlmx.errors import Problem, UserError
+from mlmx.stage import Stage, canonical_json
+
+_GROUPS = ("objective", "corpus", "annotator", "trainer")
+
+
+@dataclass(frozen=True, eq=False)
+class _Pretraining:
+    """One pretraining of the chain, with its complete nodes."""
+
+    name: str
+    where: str
+    objective: Mapping[str, Any]
+    corpus: Mapping[str, Any]
+    annotator: Mapping[str, Any] | None
+    trainer: Mapping[str, Any]
+
+    @property
+    def needs_annotation(self) -> bool:
+        return bool(self.objective.get("_needs_annotation_"))
+
+
+def stages_of(config: Mapping[str, Any]) -> list[Stage]:
+    """Return the stages of a run, each after its parents; equal preparations appear once.
+
+    Args:
+        config: the frozen config; every stage of the chain has its complete nodes under ``stages``.
+
+    Raises:
+        UserError: if groups contradict each other.
+    """
+    problems: list[Problem] = []
+    pretrainings = [_pretraining(config, name) for name in config["chain"]]
+    for pretraining in pretrainings:
+        problems += _contradictions(pretraining)
+    if not pretrainings and not config["task"]:
+        problems.append(Problem("chain", "there is nothing to do: neither a pretraining nor a task."))
+    if problems:
+        raise UserError(problems)
+    return _Builder(config, pretrainings).build()
+
+
+def _pretraining(config: Mapping[str, Any], name: str) -> _Pretraining:
+    is_default = list(config["chain"]) == ["pretrain"]
+    groups = {group: config["stages"][name][group] for group in _GROUPS}
+    label = _name_of(groups["objective"], name) if is_default else name
+    return _Pretraining(name=label, where="" if is_default else f"stages.{name}.", **groups)
+
+
+def place_of(stage: Stage, setting: str) -> str:
+    """Return where in the user's config a dotted setting of a stage's spec stands, for messages."""
+    group, _, rest = setting.partition(".")
+    if stage.kind in ("finetune", "eval") and group in ("task", "trainer"):
+        group = f"task.{stage.name}" if group == "task" else f"task.{stage.name}.trainer"
+    elif group == "corpora":
+        group, (_, _, rest) = "corpus", rest.partition(".")
+    elif group == "tokenizer":
+        group = "model.tokenizer"
+    return f"{group}.{rest}" if rest else group
+
+
+def _contradictions(pretraining: _Pretraining) -> list[Problem]:
+    """Find groups that do not fit each other, by what their YAML says of them."""
+    problems = []
+    objective = _name_of(pretraining.objective, "this objective")
+    if pretraining.needs_annotation and pretraining.annotator is None:
+        message = f"{objective} needs words with parts of speech or entities; choose an annotator (a corpus with gold tags: gold)."
+        problems.append(Problem(f"{pretraining.where}annotator", message))
+    if pretraining.objective.get("_needs_parallel_") and pretraining.corpus.get("_parallel_") is False:
+        message = f"{objective} needs pairs of sentences, and the corpus {_name_of(pretraining.corpus, '')} has none."
+        problems.append(Problem(f"{pretraining.where}corpus", message))
+    return problems
+
+
+class _Builder:
+    """Builds the stages in order; equal preparations and annotations are one stage."""
+
+    def __init__(self, config: Mapping[str, Any], pretrainings: list[_Pretraining]) -> None:
+        self._config = config
+        self._pretrainings = pretrainings
+        self._stages: dict[str, Stage] = {}
+        self._execution = {key: config[key] for key in ("parallel", "tracker", "plugins")}
+        self._tokenizer = self._tokenizer_stage()
+
+    def build(self) -> list[Stage]:
+        encoder: Stage | None = None
+        for pretraining in self._pretrainings:
+            encoder = self._pretrain(pretraining, encoder)
+        for name, node in self._config["task"].items():
+            self._judge(name, node, encoder)
+        return list(self._stages.values())
+
+    def _add(self, kind: str, name: str, spec: Mapping[str, Any], parents: Mapping[str, Stage | None]) -> Stage:
+        present = {role: parent for role, parent in parents.items() if parent is not None}
+        key = canonical_json([kind, spec, {role: id(parent) for role, parent in present.items()}])
+        if key not in self._stages:
+            self._stages[key] = Stage(kind=kind, name=name, spec=spec, parents=present, execution=self._execution)
+        return self._stages[key]
+
+    def _tokenizer_stage(self) -> Stage | None:
+        """Return the stage that trains the tokenizer of a model from scratch, on the corpora of the whole chain."""
+        node = self._config["model"].get("tokenizer")
+        if node is None:
+            return None
+        corpora = [pretraining.corpus for pretraining in self._pretrainings] or [self._config["corpus"]]
+        distinct = list({canonical_json(corpus): corpus for corpus in corpora}.values())
+        return self._add("prepare", "tokenizer", {"tokenizer": node, "corpora": distinct}, {})
+
+    def _start(self) -> dict[str, Any]:
+        """Return the part of a spec that says what encoder to start from, where no stage gives one."""
+        return {"model": self._config["model"]}
+
+    def _pretrain(self, pretraining: _Pretraining, encoder: Stage | None) -> Stage:
+        prepare = self._add(
+            "prepare",
+            _name_of(pretraining.corpus, "corpus"),
+            {"corpus": pretraining.corpus, **(self._start() if self._tokenizer is None else {})},
+            {"tokenizer": self._tokenizer},
+        )
+        annotate = None
+        if pretraining.needs_annotation and pretraining.annotator is not None:
+            name = _name_of(pretraining.annotator, "annotator")
+            annotate = self._add("annotate", name, {"annotator": pretraining.annotator}, {"prepare": prepare})
+        spec = {"seed": self._config["seed"], "objective": pretraining.objective, "trainer": pretraining.trainer}
+        return self._add(
+            "pretrain",
+            pretraining.name,
+            spec if encoder is not None else {**spec, **self._start()},
+            {"tokenizer": self._tokenizer, "prepare": prepare, "annotate": annotate, "encoder": encoder},
+        )
+
+    def _judge(self, name: str, node: Mapping[str, Any], encoder: Stage | None) -> None:
+        task = {key: value for key, value in node.items() if key != "trainer"}
+        trainer = node.get("trainer")
+        start = {} if encoder is not None else {"seed": self._config["seed"], **self._start()}
+        origin = {"encoder": encoder} if encoder is not None else {"tokenizer": self._tokenizer}
+        if trainer is None:
+            self._add("eval", name, {"task": task, **start}, origin)
+            return
+        spec = {"seed": self._config["seed"], "task": task, "trainer": trainer, **start}
+        finetuned = self._add("finetune", name, spec, origin)
+        self._add("eval", name, {"task": task}, {"model": finetuned})
+
+
+def _name_of(node: Mapping[str, Any], otherwise: str) -> str:
+    return str(node.get("_name_") or otherwise)
