@@ -165,10 +165,10 @@ class WordRows(RowDataset):
 
 def _fair_lengths(full: NDArray[np.int64], room: int) -> NDArray[np.int64]:
     if full.shape[1] == 1:
-        return np.minimum(full, room)
+        return np.asarray(np.minimum(full, room))
     # A side may keep its fair half, and whatever the other side leaves free.
     fair = np.array([(room + 1) // 2, room // 2])
-    return np.minimum(full, np.maximum(fair, room - full[:, ::-1]))
+    return np.asarray(np.minimum(full, np.maximum(fair, room - full[:, ::-1])))
 
 
 def _first_pieces(encoded: Encoded) -> NDArray[np.bool_]:

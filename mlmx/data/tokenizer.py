@@ -47,7 +47,6 @@ class TrainedTokenizer:
         normalization: Unicode normal form; ``nfc`` changes no letter, ``nfkc`` also folds widths and ligatures, ``none`` keeps code
             points as they are. None of them drops the zero-width joiners of Indic scripts.
         min_count: how often a piece (``wordpiece``, ``bpe``) or a character (``character``) must occur to get an id.
-        max_length: the longest row the tokenizer declares (``model_max_length``).
     """
 
     def __init__(
@@ -58,14 +57,12 @@ class TrainedTokenizer:
         lowercase: bool,
         normalization: Literal["nfc", "nfkc", "none"],
         min_count: Positive,
-        max_length: Positive,
     ) -> None:
         self.algorithm = algorithm
         self.vocab_size = vocab_size
         self.lowercase = lowercase
         self.normalization = normalization
         self.min_count = min_count
-        self.max_length = max_length
         least = len(SPECIALS) + (256 if algorithm in _BYTE_LEVEL else 1)
         if vocab_size < least:
             raise user_error("model.tokenizer.vocab_size", f"{vocab_size} is too small: {algorithm} needs at least {least}.")
@@ -92,7 +89,6 @@ class TrainedTokenizer:
             unk_token=UNKNOWN,
             bos_token=BEGIN,
             eos_token=SEPARATOR,
-            model_max_length=self.max_length,
             clean_up_tokenization_spaces=False,
         )
 

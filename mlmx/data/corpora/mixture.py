@@ -1,0 +1,61 @@
+"""Several corpora as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlmx.data.corpus import Corpus, Example
+from mlmx.errors import user_error
+
+
+@dataclass(frozen=True, slots=True)
+class PartExample(Example):
+    """An example of a mixture.
+
+    Attributes:
+        part: which part it comes from.
+    """
+
+    part: int = 0
+
+
+class MixtureCorpus(Corpus):
+    """Several corpora as one, each seen a number of times per epoch.
+
+    Args:
+        parts: name -> ``{corpus: <a corpus>, weight: <number>}``. The weight is how often the part's rows are seen per epoch:
+            2 twice, 0.5 every second epoch each. Parts are all parallel or all not; their languages are united.
+    """
+
+    def __init__(self, *, parts: Mapping[str, Any]) -> None:
+        if not parts:
+            raise user_error("corpus.parts", "a mixture needs parts: name -> {corpus: ..., weight: ...}.")
+        for name, part in parts.items():
+            if not isinstance(part, Mapping) or set(part) != {"corpus", "weight"} or not isinstance(part["corpus"], Corpus):
+                raise user_error(f"corpus.parts.{name}", "is not of the form {corpus: <a corpus>, weight: <a number>}.")
+            if isinstance(part["weight"], bool) or not isinstance(part["weight"], int | float) or part["weight"] < 0:
+                raise user_error(f"corpus.parts.{name}.weight", f"{part['weight']!r} is not a number from 0 upward.")
+        self.parts: dict[str, Corpus] = {name: part["corpus"] for name, part in parts.items()}
+        self.part_weights = [float(part["weight"]) for part in parts.values()]
+        kinds = {corpus.parallel for corpus in self.parts.values()}
+        if len(kinds) > 1:
+            names = {kind: [name for name, corpus in self.parts.items() if corpus.parallel is kind] for kind in (True, False)}
+            raise user_error("corpus.parts", f"{', '.join(names[True])} are parallel, {', '.join(names[False])} are not.")
+        self.parallel = kinds.pop()
+        self.languages = tuple(dict.fromkeys(code for corpus in self.parts.values() for code in corpus.languages))
+
+    @property
+    def skipped(self) -> dict[str, int]:  # type: ignore[override]
+        """Reason -> lines left out, each reason with the part's name."""
+        return {f"{name}: {reason}": n for name, corpus in self.parts.items() for reason, n in corpus.skipped.items()}
+
+    def examples(self) -> Iterator[Example]:
+        for number, corpus in enumerate(self.parts.values()):
+            for example in corpus.examples():
+                yield PartExample(example.where, example.segments, number)
+
+    def __len__(self) -> int:
+        lengths = [len(corpus) for corpus in self.parts.values()]
+        return sum(lengths) if all(lengths) else 0

@@ -1,0 +1,159 @@
+"""Records of named columns, out of TSV, JSONL and Parquet files alike."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlmx.data.corpus import Corpus, Example, Segment
+from mlmx.data.text_files import read_lines
+from mlmx.errors import nearest, user_error
+
+Column = str | int
+Record = tuple[str, tuple[str | None, ...]]
+"""Where the record stands, and the values of the columns asked for; None where there is no value."""
+
+BLANK = "blank"
+
+
+class RecordCorpus(Corpus):
+    """A corpus of records: one column per side. Records with an empty side are skipped and counted."""
+
+    parallel: bool
+    languages: tuple[str, ...]
+
+    @abstractmethod
+    def records(self) -> Iterator[Record]:
+        """Yield the records."""
+
+    def examples(self) -> Iterator[Example]:
+        self.skipped = {}
+        for where, values in self.records():
+            texts = [(value or "").strip() for value in values]
+            if not all(texts):
+                self.skipped[BLANK] = self.skipped.get(BLANK, 0) + 1
+                continue
+            yield Example(where, tuple(Segment(text, language) for text, language in zip(texts, self.languages, strict=True)))
+
+
+def read_jsonl(path: Path, columns: Sequence[Column]) -> Iterator[Record]:
+    """Yield fields of the JSON objects in a file, one a line; ``a.b`` is field ``b`` of the object in field ``a``."""
+    for where, line in read_lines(path):
+        if not line.strip():
+            yield where, (None,) * len(columns)
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise user_error(where, f"is not JSON: {error.msg} at character {error.pos + 1}.") from error
+        if not isinstance(record, dict):
+            raise user_error(where, f"is a JSON {type(record).__name__}, not an object with fields.")
+        yield where, tuple(field_of(record, column, where) for column in columns)
+
+
+def field_of(record: Mapping[str, Any], column: Column, where: str) -> str | None:
+    """Return a text field of a record, None if it is null.
+
+    Raises:
+        UserError: if the record has no such field, or it holds no text.
+    """
+    value: Any = record
+    if column in record:
+        value = record[column]  # type: ignore[index]
+    else:
+        for part in str(column).split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                raise _missing_column(where, column, list(value if isinstance(value, Mapping) else record))
+            value = value[part]
+    if value is not None and not isinstance(value, str):
+        raise user_error(where, f"column {column!r} holds a {type(value).__name__}, not a text.")
+    return value
+
+
+def read_tsv(path: Path, columns: Sequence[Column], header: bool) -> Iterator[Record]:
+    """Yield columns of a tab-separated file. Quotation marks mean nothing: a field may contain and begin with them.
+
+    Args:
+        path: the file.
+        columns: names, where the file has a header, or indices from 0.
+        header: whether the first line names the columns.
+    """
+    lines = read_lines(path)
+    names: list[str] = []
+    if header:
+        where, line = next(lines)
+        names = [name.strip() for name in line.split("\t")]
+    indices = [_tsv_index(str(path), column, names, header) for column in columns]
+    for where, line in lines:
+        if not line.strip():
+            yield where, (None,) * len(columns)
+            continue
+        fields = line.split("\t")
+        if max(indices) >= len(fields):
+            column = columns[indices.index(max(indices))]
+            message = f"has {len(fields)} columns, so that column {column!r} is missing."
+            raise user_error(where, message)
+        yield where, tuple(fields[index] for index in indices)
+
+
+def _tsv_index(where: str, column: Column, names: Sequence[str], header: bool) -> int:
+    if isinstance(column, int) or (column.isdigit() and column not in names):
+        if header and int(column) >= len(names):
+            raise _missing_column(where, column, names)
+        return int(column)
+    if not header:
+        message = f"column {column!r} is a name, but without a header (header=false) columns are indices from 0."
+        raise user_error(where, message)
+    if column not in names:
+        raise _missing_column(where, column, names)
+    return names.index(column)
+
+
+def read_parquet(path: Path, columns: Sequence[Column]) -> Iterator[Record]:
+    """Yield columns of a Parquet file, a batch of rows at a time."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            available = file.schema_arrow.names
+            tops = [column if column in available else str(column).split(".")[0] for column in columns]
+            for column, top in zip(columns, tops, strict=True):
+                if top not in available:
+                    raise _missing_column(str(path), column, available)
+            number = 0
+            for batch in file.iter_batches(batch_size=1000, columns=list(dict.fromkeys(tops))):
+                for record in batch.to_pylist():
+                    number += 1
+                    where = f"{path}:{number}"
+                    yield where, tuple(field_of(record, column, where) for column in columns)
+            if number == 0:
+                raise user_error(str(path), "the file is empty.")
+    except pyarrow.ArrowInvalid as error:
+        raise user_error(str(path), f"is no Parquet file: {error}.") from error
+
+
+def count_parquet(paths: Sequence[Path]) -> int:
+    """Return how many rows some Parquet files have; 0 if one cannot be read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return sum(pyarrow.parquet.read_metadata(path).num_rows for path in paths)
+    except (pyarrow.ArrowInvalid, OSError):
+        return 0
+
+
+def reader_for(file_format: str, header: bool) -> Callable[[Path, Sequence[Column]], Iterator[Record]] | None:
+    """Return the function that reads records of a format (``jsonl``, ``tsv``, ``parquet``), None for another format."""
+    if file_format in ("tsv", "tab"):
+        return lambda path, columns: read_tsv(path, columns, header)
+    return {"jsonl": read_jsonl, "ndjson": read_jsonl, "parquet": read_parquet}.get(file_format)
+
+
+def _missing_column(where: str, column: Column, available: Sequence[str]) -> Exception:
+    names = ", ".join(map(repr, available))
+    return user_error(where, f"there is no column {column!r}; there are: {names}.", nearest(str(column), available))
