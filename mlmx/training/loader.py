@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +17,8 @@ from mlmx import keyed
 from mlmx.data.batch import Batch, BatchContext, Collator
 from mlmx.data.plan import BatchPlan, partition
 from mlmx.data.rows import RowDataset
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,18 +74,20 @@ class StepBatches(Dataset[list[Batch]]):
                 num_workers=num_workers,
                 collate_fn=_as_is,
                 prefetch_factor=8 if num_workers else None,
-                worker_init_fn=_leave_signals_to_parent,
+                worker_init_fn=_obey_parent_only,
                 # A generator of its own: the loader draws a seed for its workers, which nothing here uses.
                 generator=torch.Generator(),
             )
         )
 
 
-def _leave_signals_to_parent(_: int) -> None:
+def _obey_parent_only(_: int) -> None:
     # Ctrl-C and SIGTERM may reach the whole process group. The trainer answers with a checkpoint, for which it needs its workers
     # no less than before; they end when it does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _as_is(batches: list[Batch]) -> list[Batch]:

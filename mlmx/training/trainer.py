@@ -214,6 +214,11 @@ class Trainer:
         processes, objective = run.processes, run.objective
         # 1. What the terms will be divided by: known before forward, totalled over micro-batches and ranks.
         counts = add_up(processes.gather(add_up(batch.counts for batch in micro_batches)))
+        if objective.batch_coupled and len(micro_batches) > 1:
+            message = (
+                "the objective compares the examples of a batch, so a batch cannot be cut up: raise it, or make the batch smaller."
+            )
+            raise user_error("trainer.micro_batch_tokens", message)
         # 2. Forward and backward, one micro-batch at a time.
         run.optimizer.zero_grad(set_to_none=True)
         numbers = []

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_training import SETTINGS, ToyObjective, ToyRows, toy_encoder, train
+
+from mlmx import keyed
+from mlmx.data.batch import Batch
+from mlmx.data.plan import BatchPlan
+from mlmx.errors import UserError
+from mlmx.objectives.objective import Output
+from mlmx.training.parallel import ProcessGroup
+from mlmx.training.trainer import NonFiniteError, Stopped, Trainer
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in metrics(folder)]
+
+
+def same_state(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    other = b.state_dict()
+    return all(torch.equal(tensor, other[name]) for name, tensor in a.state_dict().items())
+
+
+def test_metrics_have_what_is_relied_on(tmp_path):
+    _, result = train(tmp_path, max_steps=3)
+    records = metrics(tmp_path)
+    assert [record["step"] for record in records] == [1, 2, 3]
+    for record in records:
+        # The weighted sum of the terms' means is the loss.
+        assert record["loss"] == pytest.approx(record["loss/tokens"] + 0.5 * record["loss/rows"], rel=1e-6)
+        assert 0 <= record["accuracy"] <= 1
+        assert {"tokens", "supervised_tokens", "seconds", "tokens_per_second", "learning_rate", "grad_norm"} <= set(record)
+    assert result["steps"] == 3
+    assert result["tokens"] == records[-1]["tokens"]
+    assert result["final_loss"] == records[-1]["loss"]
+    # At initialisation a prediction costs about the log of the number of classes.
+    assert records[0]["loss/tokens"] == pytest.approx(math.log(64), rel=0.05)
+
+
+def test_accumulation_changes_nothing(tmp_path):
+    train(tmp_path / "whole", max_steps=20)
+    # Rows have up to 33 tokens, so each is a micro-batch of its own: 1 x 8 against 8 x 1.
+    train(tmp_path / "parts", max_steps=20, micro_batch_tokens=1)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+    assert metrics(tmp_path / "parts")[-1]["tokens"] == metrics(tmp_path / "whole")[-1]["tokens"]
+
+
+def test_accumulation_gives_the_same_first_gradient(tmp_path, monkeypatch):
+    gradients = []
+
+    class Recorded(ToyObjective):
+        def after_step(self, step: int) -> None:
+            gradients.append(torch.cat([p.grad.flatten() for p in self.parameters()]))
+
+    for name, micro_batch_tokens in (("whole", None), ("parts", 1)):
+        train(
+            tmp_path / name,
+            objective=Recorded(toy_encoder()),
+            max_steps=1,
+            micro_batch_tokens=micro_batch_tokens,
+            max_grad_norm=None,
+        )
+    whole, parts = gradients
+    assert (whole - parts).norm() <= 1e-6 * whole.norm()
+    assert whole.norm() > 0.1
+
+
+def test_two_processes_equal_one(tmp_path):
+    train(tmp_path / "one", max_steps=20)
+    program = Path(__file__).with_name("toy_training.py")
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program), str(tmp_path / "two")],
+        check=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
+    )  # fmt: skip
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
+    assert metrics(tmp_path / "two")[-1]["tokens"] == metrics(tmp_path / "one")[-1]["tokens"]
+
+
+class StopAfter(ProcessGroup):
+    """Asks for a stop in the step of this number."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+        self.gathered = 0
+
+    def gather(self, value):
+        self.gathered += 1
+        # Twice per step: counts, then reports.
+        if self.gathered == 2 * self.step - 1:
+            self.request_stop()
+        return super().gather(value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_six_and_six_steps_are_bitwise_twelve(tmp_path, num_workers, dropout):
+    whole, whole_result = train(tmp_path / "whole", dropout=dropout)
+    with pytest.raises(Stopped, match="after step 6 of 12"):
+        train(tmp_path / "halves", dropout=dropout, num_workers=num_workers, processes=StopAfter(6))
+    assert len(metrics(tmp_path / "halves")) == 6
+    halves, result = train(tmp_path / "halves", dropout=dropout, num_workers=num_workers)
+    assert losses(tmp_path / "halves") == losses(tmp_path / "whole")
+    assert same_state(whole, halves)
+    assert halves.steps_seen == 12
+    assert {key: result[key] for key in ("steps", "tokens", "final_loss")} == {
+        key: whole_result[key] for key in ("steps", "tokens", "final_loss")
+    }
+
+
+def test_metrics_after_the_checkpoint_are_not_logged_twice(tmp_path):
+    class Crash(ToyObjective):
+        def forward(self, batch: Batch) -> Output:
+            if batch.step == 7:
+                raise RuntimeError("power cut")
+            return super().forward(batch)
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tmp_path, objective=Crash(toy_encoder()), checkpoint_every_steps=4)
+    assert len(metrics(tmp_path)) == 7
+    train(tmp_path, checkpoint_every_steps=4)
+    assert [record["step"] for record in metrics(tmp_path)] == list(range(1, 13))
+
+
+def test_damaged_checkpoint_is_passed_over_and_named(tmp_path, caplog):
+    whole, _ = train(tmp_path / "whole")
+    train(tmp_path / "damaged", checkpoint_every_steps=4, keep_checkpoints=3)
+    checkpoints = sorted((tmp_path / "damaged" / "checkpoints").iterdir())
+    assert [path.name for path in checkpoints] == ["step-00000004", "step-00000008", "step-00000012"]
+    model = checkpoints[-1] / "model.safetensors"
+    content = bytearray(model.read_bytes())
+    content[-5] ^= 1
+    model.write_bytes(content)
+    again, _ = train(tmp_path / "damaged", checkpoint_every_steps=4, keep_checkpoints=3)
+    assert "step-00000012 is passed over: model.safetensors is damaged" in caplog.text
+    assert "after step 8" in caplog.text
+    assert same_state(whole, again)
+    # The damaged one is replaced by a good one.
+    caplog.clear()
+    train(tmp_path / "damaged", checkpoint_every_steps=4)
+    assert "passed over" not in caplog.text
+
+
+def test_loss_that_is_not_finite_stops_before_the_step_and_names_the_row(tmp_path):
+    plan = BatchPlan(ToyRows().lengths, seed=0, batch_examples=8, max_steps=12)
+    culprit = int(plan.rows_of(2)[0][5])
+    key = int(keyed.row_keys(seed=0, epoch=0, row_ids=np.array([culprit]))[0])
+
+    class Broken(ToyObjective):
+        def forward(self, batch: Batch) -> Output:
+            output = super().forward(batch)
+            factor = math.nan if key in batch.keys.tolist() else 1.0
+            return Output({**output.terms, "rows": output.terms["rows"] * factor})
+
+    objective = Broken(toy_encoder())
+    with pytest.raises(NonFiniteError, match=rf"loss of step 3 is not finite, on rows {culprit}$"):
+        train(tmp_path, objective=objective, micro_batch_tokens=1)
+    assert objective.steps_seen == 2
+    assert all(bool(parameter.isfinite().all()) for parameter in objective.parameters())
+
+
+def test_no_steps_leave_the_weights_alone(tmp_path):
+    objective, result = train(tmp_path, max_steps=0)
+    assert same_state(objective, ToyObjective(toy_encoder()))
+    assert result["steps"] == 0
+    assert result["final_loss"] is None
+
+
+def test_epochs_are_a_budget_too(tmp_path):
+    _, result = train(tmp_path, max_steps=None, max_epochs=2)
+    assert result["steps"] == 10  # 40 rows in batches of 8, twice
+    assert result["num_epochs"] == 2
+
+
+def test_seeds_give_different_batches(tmp_path):
+    train(tmp_path / "a", max_steps=2)
+    train(tmp_path / "b", max_steps=2, seed=1)
+    assert losses(tmp_path / "a") != losses(tmp_path / "b")
+
+
+def test_contradictions_are_reported_together():
+    wrong = {"max_epochs": 1, "batch_tokens": 5, "schedule": "wsd"}
+    with pytest.raises(UserError) as caught:
+        Trainer(**{**SETTINGS, **wrong})
+    assert [problem.where for problem in caught.value.problems] == [
+        "trainer.max_steps",
+        "trainer.batch_tokens",
+        "trainer.decay_ratio",
+    ]
+
+
+def test_coupled_batches_are_not_cut_up(tmp_path):
+    class Coupled(ToyObjective):
+        batch_coupled = True
+
+    train(tmp_path / "whole", objective=Coupled(toy_encoder()), max_steps=1)
+    with pytest.raises(UserError, match="cannot be cut up"):
+        train(tmp_path / "parts", objective=Coupled(toy_encoder()), max_steps=1, micro_batch_tokens=1)
+
+
+def test_bfloat16_trains(tmp_path):
+    _, result = train(tmp_path, precision="bfloat16", max_steps=2)
+    assert math.isfinite(result["final_loss"])
