@@ -1,0 +1,164 @@
+"""The chain end to end, with a worker that only pretends."""
+
+import json
+import os
+import subprocess
+import time
+
+import pytest
+
+from mlmx.driver import chain, execute
+from mlmx.driver.launch import StageFailedError
+from mlmx.errors import UserError
+from tests.driver.configs import ROOT, corpus, driver_command, frozen
+
+FAKE = "tests.driver.fake_worker"
+
+
+@pytest.fixture(autouse=True)
+def _made_up_components(monkeypatch):
+    monkeypatch.setattr(execute, "check", lambda placed, config: None)
+
+
+def run(tmp_path, config, name="run", **options):
+    return chain.run(config, run_dir=tmp_path / name, overrides=["seed=0"], worker=FAKE, **options)
+
+
+def starts(tmp_path):
+    """Return stage kind-name -> how often workers were started on it."""
+    counts = {}
+    for file in sorted((tmp_path / "outputs" / "stages").glob("*/starts")):
+        counts[file.parent.name.rsplit("-", 1)[0]] = len(file.read_text().splitlines())
+    return counts
+
+
+def test_runs_each_stage_once_and_sums_up(tmp_path, capsys):
+    config = frozen(tmp_path / "outputs", sweep_metric="bitext/test/f1")
+    assert run(tmp_path, config) == 0.5
+    expected = {"eval-bitext": 1, "prepare-microworld": 1, "prepare-tokenizer": 1, "pretrain-mlm": 1}
+    assert starts(tmp_path) == expected
+    assert "fake worker 0 at work" in capsys.readouterr().out
+    assert run(tmp_path, config, "again") == 0.5
+    assert starts(tmp_path) == expected
+    assert capsys.readouterr().out.count(": reused\n") == 4
+    summary = json.loads((tmp_path / "again" / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert [stage["reused"] for stage in summary["stages"]] == [True] * 4
+    assert [stage["kind"] for stage in summary["stages"]] == ["prepare", "prepare", "pretrain", "eval"]
+    assert summary["scores"][0]["value"] == 0.5
+    for stage in summary["stages"]:
+        assert (tmp_path / "outputs" / "stages" / stage["dir"] / "result.json").exists()
+
+
+def test_a_sweep_shares_equal_stages(tmp_path):
+    run(tmp_path, frozen(tmp_path / "outputs"))
+    run(tmp_path, frozen(tmp_path / "outputs", seed=1))
+    assert len(list((tmp_path / "outputs" / "stages").glob("prepare-*"))) == 2
+    assert len(list((tmp_path / "outputs" / "stages").glob("pretrain-*"))) == 2
+    assert len(list((tmp_path / "outputs" / "stages").glob("eval-*"))) == 2
+
+
+def test_reuse_under_another_name(tmp_path, capsys):
+    run(tmp_path, frozen(tmp_path / "outputs"))
+    config = frozen(tmp_path / "outputs", chain=["first"])
+    config["stages"]["first"] = config["stages"].pop("pretrain")
+    run(tmp_path, config, "again")
+    assert starts(tmp_path)["pretrain-mlm"] == 1
+    assert not list((tmp_path / "outputs" / "stages").glob("pretrain-first-*"))
+
+
+def test_fresh_sets_aside_and_builds_anew(tmp_path):
+    config = frozen(tmp_path / "outputs")
+    run(tmp_path, config)
+    run(tmp_path, config, "again", fresh=time.time())
+    assert set(starts(tmp_path).values()) == {1}
+    assert len(list((tmp_path / "outputs" / "replaced").glob("*/result.json"))) == 4
+
+
+def test_reuse_under_other_code_is_said(tmp_path, capsys, monkeypatch):
+    config = frozen(tmp_path / "outputs")
+    run(tmp_path, config)
+    capsys.readouterr()
+    monkeypatch.setattr(execute, "source_hash", lambda: "other")
+    run(tmp_path, config, "again")
+    assert capsys.readouterr().out.count("made under other code") == 4
+
+
+def test_a_failed_stage_is_tried_again(tmp_path):
+    config = frozen(tmp_path / "outputs", task__bitext__behaviour="crash")
+    with pytest.raises(StageFailedError, match=r"(?s)exit code 1.*something went badly wrong.*log\.txt"):
+        run(tmp_path, config)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "exit code 1" in summary["error"]["message"]
+    assert len(summary["stages"]) == 3
+    (tmp_path / "outputs" / "stages" / "mended").touch()
+    run(tmp_path, config)
+    assert starts(tmp_path) == {"eval-bitext": 2, "prepare-microworld": 1, "prepare-tokenizer": 1, "pretrain-mlm": 1}
+
+
+def test_a_users_mistake_found_by_the_worker(tmp_path):
+    config = frozen(tmp_path / "outputs", stages__pretrain__objective__behaviour="user_error")
+    with pytest.raises(UserError, match=r"objective\.mask_ratio: is nonsense"):
+        run(tmp_path, config)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["error"]["problems"][0]["where"] == "objective.mask_ratio"
+
+
+def test_an_unknown_sweep_metric_names_the_nearest(tmp_path):
+    with pytest.raises(UserError, match="Did you mean 'bitext/test/f1'"):
+        run(tmp_path, frozen(tmp_path / "outputs", sweep_metric="bitext/test/f2"))
+
+
+def test_a_finished_chain_imports_nothing_heavy_and_is_quick(tmp_path):
+    config = frozen(tmp_path / "outputs")
+    run(tmp_path, config)
+    started = time.monotonic()
+    done = subprocess.run(driver_command(config, tmp_path / "again"), cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert "HEAVY []" in done.stdout
+    assert time.monotonic() - started < 3
+    assert done.stdout.count(": reused\n") == 4
+
+
+def test_equal_chains_side_by_side_do_each_stage_once(tmp_path):
+    config = frozen(tmp_path / "outputs", stages__pretrain__objective__behaviour="brief")
+    drivers = [
+        subprocess.Popen(driver_command(config, tmp_path / f"run{i}"), cwd=ROOT, stdout=subprocess.PIPE, text=True) for i in range(3)
+    ]
+    outputs = [driver.communicate(timeout=60)[0] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0, 0], outputs
+    assert set(starts(tmp_path).values()) == {1}
+    assert any("waits for pid" in output and f"on {os.uname().nodename}" in output for output in outputs)
+
+
+def test_plan_says_what_is_new(tmp_path, capsys, monkeypatch):
+    run(tmp_path, frozen(tmp_path / "outputs"))
+    capsys.readouterr()
+    chain.plan(frozen(tmp_path / "outputs", stages__pretrain__objective__rate=0.3))
+    out = capsys.readouterr().out
+    assert "objective.rate: 0.15 -> 0.3" in out
+    assert out.count("finished") >= 2
+    assert starts(tmp_path)["pretrain-mlm"] == 1
+
+
+@pytest.mark.parametrize("pretraining", ["annotator", "parallel"])
+def test_groups_that_contradict_each_other(tmp_path, pretraining):
+    config = frozen(tmp_path / "outputs")
+    stage = config["stages"]["pretrain"]
+    if pretraining == "annotator":
+        stage["objective"]["_needs_annotation_"] = True
+        where = "annotator: mlm needs words"
+    else:
+        stage["objective"]["_needs_parallel_"] = True
+        stage["corpus"] = {**corpus("news"), "_parallel_": False}
+        where = "corpus: mlm needs pairs"
+    with pytest.raises(UserError, match=where):
+        chain.stages_of(config)
+
+
+def test_settings_are_checked_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    with pytest.raises(UserError) as caught:
+        chain.run(frozen(tmp_path / "outputs"), run_dir=tmp_path / "run", overrides=[], worker=FAKE)
+    places = {problem.where for problem in caught.value.problems}
+    assert {"objective._target_", "corpus._target_", "trainer._target_", "model._target_", "task.bitext._target_"} <= places
+    assert not (tmp_path / "outputs" / "stages").exists()
