@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -36,7 +38,7 @@ _SUMMARIES = {
 
 def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete an override: groups, their options, and settings."""
-    from mlmx.config import Composer
+    from mlmx.config import Command, Composer
 
     cut = 0
     words = list(ctx.params.get("overrides") or [])
@@ -57,7 +59,7 @@ def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
         cut = len(incomplete) - cut
     command = ctx.info_name or "run"
     folder = ctx.params.get("config_dir")
-    composer = Composer(_primary(command), Path(folder) if folder else None)
+    composer = Composer(Command(command, _primary(command), Path(folder) if folder else None))
     found = composer.complete(words, incomplete)
     while len(found) == 1 and found[0].endswith(("=", ".", "/")):  # a single match would be closed with a space
         deeper = composer.complete(words, found[0])
@@ -134,46 +136,52 @@ def _start(
 ) -> None:
     from mlmx import config
 
+    began = time.time()
+    composed = config.Command(command, config_name, config_dir)
+    checked = config.check(composed, overrides, multirun=multirun, keys_only=bool(flags))
     if flags:
-        checked = config.check(config_name, overrides, config_dir=config_dir, multirun=multirun, keys_only=True)
-        config.run_jobs(config_name, checked, _no_job, flags=flags, config_dir=config_dir)
+        config.run_jobs(composed, checked, _no_job, flags=flags)
         return
-    checked = config.check(config_name, overrides, config_dir=config_dir, multirun=multirun)
-    job = partial(_run_job, command=command, fresh=fresh)
-    config.run_jobs(config_name, checked, job, flags=["--multirun"] if checked.multirun else [], config_dir=config_dir)
+    if checked.multirun:
+        _check_sweep(checked.configs, fresh=fresh)
+    # Jobs of a sweep share stages, so that fresh means: since the command began.
+    typed = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    job = partial(_run_job, typed=typed, fresh=began if fresh else False)
+    config.run_jobs(composed, checked, job, flags=["--multirun"] if checked.multirun else [])
 
 
 def _no_job(frozen: dict[str, Any], run_dir: Path, overrides: list[str]) -> None:
     raise AssertionError("this flag only shows something")
 
 
-def _run_job(frozen: dict[str, Any], run_dir: Path, overrides: list[str], *, command: str, fresh: bool) -> float | None:
+def _check_sweep(configs: Sequence[dict[str, Any]], *, fresh: bool) -> None:
+    """Check the jobs of a sweep before the first one starts; a single run checks itself."""
+    from mlmx.driver.directories import place
+    from mlmx.driver.execute import check
+    from mlmx.driver.stages import stages_of
+
+    problems: list[Problem] = []
+    for frozen in configs:
+        try:
+            placed = place(stages_of(frozen), Path(frozen["outputs"]))
+            check([one for one in placed if fresh or not one.directory.finished], frozen)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(list(dict.fromkeys(problems)))
+
+
+def _run_job(frozen: dict[str, Any], run_dir: Path, overrides: list[str], *, typed: str, fresh: bool | float) -> float | None:
     from mlmx.driver import chain
 
-    result = chain.run({**frozen, "command": command}, run_dir=run_dir, overrides=overrides, fresh=fresh)
-    return sweep_value(frozen["sweep_metric"], [score if isinstance(score, dict) else score.to_json() for score in result.scores])
-
-
-def sweep_value(sweep_metric: str | None, scores: Sequence[dict[str, Any]]) -> float | None:
-    """Return the score a sweeper asked for with ``sweep_metric: task/split/metric``.
-
-    Raises:
-        UserError: if no score has that name.
-    """
-    if sweep_metric is None:
-        return None
-    values = {f"{score['task']}/{score['split']}/{score['metric']}": float(score["value"]) for score in scores}
-    if sweep_metric not in values:
-        told = f"no score is called {sweep_metric!r}; there are {', '.join(values) or 'none'}."
-        raise user_error("sweep_metric", told, nearest(sweep_metric, values))
-    return values[sweep_metric]
+    return chain.run({**frozen, "command": typed}, run_dir=run_dir, overrides=overrides, fresh=fresh)
 
 
 @app.command()
 def plan(overrides: Overrides = None, from_path: From = None, config_dir: ConfigDir = None, config_name: ConfigName = None) -> None:
     """Show the stages a run would have, what is finished, and what the rest will cost; runs nothing."""
     with _mistakes_told():
-        frozen = _one_config(config_name or "run", _with_source(overrides, from_path), config_dir)
+        frozen = _one_config("run", config_name, _with_source(overrides, from_path), config_dir)
         from mlmx.driver import chain
 
         _show(chain.plan(frozen))
@@ -189,16 +197,16 @@ def preview(
 ) -> None:
     """Show in colour what an objective masks in a corpus, what it puts there, and the realised rates."""
     with _mistakes_told():
-        frozen = _one_config(config_name or "pretrain", _with_source(overrides, from_path), config_dir)
+        frozen = _one_config("pretrain", config_name, _with_source(overrides, from_path), config_dir)
         from mlmx.driver import chain
 
         _show(chain.preview(frozen, num_examples))
 
 
-def _one_config(config_name: str, overrides: list[str], config_dir: Path | None) -> dict[str, Any]:
+def _one_config(command: str, config_name: str | None, overrides: list[str], config_dir: Path | None) -> dict[str, Any]:
     from mlmx import config
 
-    return config.check(config_name, overrides, config_dir=config_dir).configs[0]
+    return config.check(config.Command(command, config_name or command, config_dir), overrides).configs[0]
 
 
 def _show(text: object) -> None:

@@ -6,13 +6,14 @@ sees the command line: unknown groups, options and keys, all of them at once, fo
 
 from __future__ import annotations
 
+import copy
+import difflib
 import itertools
 import json
 import os
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Any
 import hydra
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
@@ -37,7 +39,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mlmx.build import allow_package, is_node, problems_of
 from mlmx.errors import Problem, UserError, nearest, user_error
-from mlmx.frozen import STAGE_GROUPS, component_nodes, freeze
+from mlmx.frozen import MISSING, STAGE_GROUPS, component_nodes, freeze
 
 # Up to this many jobs, every combination of a sweep is composed before it starts; beyond, each value once.
 _MAX_COMBINATIONS = 64
@@ -76,28 +78,60 @@ class Checked:
     multirun: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What is to be composed.
+
+    Attributes:
+        name: ``pretrain``, ``finetune``, ``eval`` or ``run``.
+        config_name: the primary config, by default that of the command.
+        config_dir: the user's own folder of configs.
+    """
+
+    name: str
+    config_name: str
+    config_dir: Path | None = None
+
+
+class _SharedRepository(CachingConfigRepository):
+    """Reads each file once for all compositions of a command; Hydra copies its repository, and with it the cache, for each."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedRepository:
+        return self
+
+
 class Composer:
     """Composes configs as Hydra does, without running anything."""
 
-    def __init__(self, config_name: str, config_dir: Path | None = None) -> None:
+    def __init__(self, command: Command) -> None:
+        config_dir = command.config_dir
         version.setbase("1.3")
         setup_globals()
-        self.config_name = config_name
+        self.command = command
+        self.config_name = command.config_name
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
         search_path = create_config_search_path(str(conf_dir()))
         if config_dir is not None:
             if not config_dir.is_dir():
                 raise user_error("--config-dir", f"there is no such folder: {config_dir}")
             search_path.prepend(
-                provider="command-line", path=f"file://{config_dir.resolve()}", anchor=SearchPathQuery(provider="schema", search_path=None)
+                provider="command-line", path=f"file://{config_dir.resolve()}", anchor=SearchPathQuery(provider="schema")
             )
         self.loader = ConfigLoaderImpl(search_path)
+        self.loader.repository = _SharedRepository(self.loader.repository)
         self.repository = self.loader.repository
+        self._parser = OverridesParser.create(config_loader=self.loader)
 
     def compose(self, overrides: list[str]) -> DictConfig:
-        """Return the composed config, Hydra's own node included."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return self.loader.load_configuration(self.config_name, overrides, run_mode=RunMode.RUN)
+        """Return the composed config, Hydra's own node included; not to be changed."""
+        key = tuple(overrides)
+        if key not in self._composed:
+            self._composed[key] = self.loader.load_configuration(self.config_name, overrides, run_mode=RunMode.RUN)
+        return self._composed[key]
+
+    def parse(self, line: str) -> Override:
+        """Return a parsed override."""
+        return self._parser.parse_overrides([line])[0]
 
     def options(self, group: str) -> list[str]:
         """Return the options of a group."""
@@ -114,22 +148,19 @@ class Composer:
         return DefaultCompletionPlugin(self.loader)._query(self.config_name, " ".join([*words, word]))
 
 
-def check(
-    config_name: str, overrides: Sequence[str], *, config_dir: Path | None = None, multirun: bool = False, keys_only: bool = False
-) -> Checked:
+def check(command: Command, overrides: Sequence[str], *, multirun: bool = False, keys_only: bool = False) -> Checked:
     """Check a command line: every choice, every key and every value that mlmx knows without importing a component.
 
     Args:
-        config_name: the primary config, such as ``run``.
+        command: what to compose.
         overrides: as typed.
-        config_dir: the user's own folder of configs.
         multirun: whether comma-separated values are a sweep.
         keys_only: leave out what only a run needs, such as values that must be given.
 
     Raises:
         UserError: with all problems.
     """
-    composer = Composer(config_name, config_dir)
+    composer = Composer(command)
     problems: list[Problem] = []
     parsed = list(_parse(composer, overrides, problems))
     multirun = multirun or any(o.key_or_group == "hydra.mode" and "MULTIRUN" in str(o.input_line) for o in parsed)
@@ -137,7 +168,7 @@ def check(
         if override.is_sweep_override() and not multirun:
             told = "several values: add -m to sweep over them, or write [a,b] for a list, or quote a string."
             problems.append(Problem(override.get_key_element(), told))
-    alternatives = [list(_alternatives(override)) for override in parsed]
+    alternatives = [list(_alternatives(composer, override)) for override in parsed]
     invalid = {i for i, values in enumerate(alternatives) if not _choices_exist(composer, values, problems)}
     kept = [i for i in range(len(parsed)) if i not in invalid and (multirun or not parsed[i].is_sweep_override())]
     rewritten: dict[int, str] = {}
@@ -148,8 +179,9 @@ def check(
     problems = list(dict.fromkeys(problems))
     if problems:
         # The command fails anyway, so there is time to import the components and to tell about their settings too.
+        told = {problem.where for problem in problems}
         for config in configs:
-            problems += component_problems(config)
+            problems += [problem for problem in component_problems(config) if problem.where not in told]
         raise UserError(list(dict.fromkeys(problems)))
     lines = [rewritten.get(i, "") + str(override.input_line).lstrip("+") if i in rewritten else str(override.input_line) for i, override in enumerate(parsed)]
     return Checked(lines, configs, multirun)
@@ -159,60 +191,68 @@ def component_problems(config: Mapping[str, Any]) -> list[Problem]:
     """Check the settings of all components of a frozen config against their constructors, which imports them."""
     for package in config["plugins"]:
         allow_package(package)
-    # One setting may be in several stages: told once, at the root, unless the stage has its own.
     return [problem for where, node in component_nodes(config).items() for problem in problems_of(node, where)]
 
 
-def frozen_config(composed: DictConfig, hydra_node: DictConfig) -> dict[str, Any]:
-    """Freeze what Hydra composed.
+def frozen_config(composed: DictConfig, command: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Freeze what Hydra composed, its own node included.
 
     Raises:
         UserError: with all problems.
     """
-    config, problems = _freeze(composed, hydra_node)
+    config, problems = _freeze(composed, command, [line.lstrip("+~").partition("=")[0] for line in overrides])
     if problems:
         raise UserError(problems)
     return config
 
 
-def _freeze(composed: DictConfig, hydra_node: DictConfig) -> tuple[dict[str, Any], list[Problem]]:
-    try:
-        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
-    except OmegaConfBaseException as error:
-        return {}, [Problem(str(error.full_key or "config"), _first_line(error))]
-    assert isinstance(plain, dict)
-    choices = OmegaConf.to_container(hydra_node.runtime.choices)
-    assert isinstance(choices, dict)
-    overridden = [line.lstrip("+~").partition("=")[0] for line in hydra_node.overrides.task]
-    return freeze({str(key): value for key, value in plain.items()}, {str(k): v for k, v in choices.items()}, overridden=overridden)
+def _freeze(composed: DictConfig, command: str, overridden: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
+    choices = {str(key): option for key, option in composed.hydra.runtime.choices.items()}
+    plain: dict[str, Any] = {}
+    problems = []
+    for key in composed:
+        if key == "hydra":
+            continue
+        try:
+            plain[str(key)] = _plain(composed, str(key))
+        except OmegaConfBaseException as error:
+            problems.append(Problem(str(error.full_key or key), _first_line(error)))
+    if problems:
+        return {}, problems
+    return freeze(plain, choices, command=command, overridden=overridden)
+
+
+def _plain(composed: DictConfig, key: str) -> Any:
+    if OmegaConf.is_missing(composed, key):
+        return MISSING
+    value = composed[key]
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=False) if OmegaConf.is_config(value) else value
 
 
 # --- overrides ------------------------------------------------------------------------------------------------------------------
 
 
 def _parse(composer: Composer, overrides: Sequence[str], problems: list[Problem]) -> Iterator[Override]:
-    parser = OverridesParser.create(config_loader=composer.loader)
     for line in overrides:
         try:
-            yield parser.parse_override(line)
+            yield composer.parse(line)
         except HydraException as error:
-            told = "an override is key=value." if "=" not in line else f"cannot be parsed: {_first_line(error.__cause__ or error)}."
+            told = "an override is key=value." if "=" not in line else f"cannot be parsed: {_first_line(error)}."
             problems.append(Problem(line, told))
 
 
-def _alternatives(override: Override) -> Iterator[Override]:
+def _alternatives(composer: Composer, override: Override) -> Iterator[Override]:
     """Yield an override for each value of a sweep."""
     if not override.is_sweep_override():
         yield override
         return
-    parser = OverridesParser.create()
     if override.is_discrete_sweep():
         values: Iterable[Any] = override.sweep_string_iterator()
     else:
         interval = override.value()
         values = [interval.start, interval.end]  # type: ignore[union-attr]
     for value in values:
-        yield parser.parse_override(f"{override.get_key_element()}={value}")
+        yield composer.parse(f"{override.get_key_element()}={value}")
 
 
 def _combinations(alternatives: Sequence[Sequence[Override]]) -> Iterator[Sequence[Override]]:
@@ -260,40 +300,38 @@ def _check_job(
     choices = {i: override for i, override in job.items() if _is_choice(composer, override)}
     settings = {i: override for i, override in job.items() if i not in choices}
     try:
-        lines = [str(override.input_line) for i, override in choices.items() if not _selects_for_stage(override)]
-        known = composer.compose(lines).hydra.runtime.choices
-        for i, override in choices.items():
-            # A stage may select an option of its own where the config so far has none: to Hydra that is an addition.
-            if _selects_for_stage(override) and override.is_delete() is False:
-                rewritten[i] = "" if override.key_or_group + "@" + str(override.package) in known else "+"
+        own = {i: override for i, override in choices.items() if _selects_for_stage(override) and not override.is_delete()}
+        if own:
+            known = composer.compose([str(override.input_line) for i, override in choices.items() if i not in own]).hydra.runtime.choices
+            for i, override in own.items():
+                # A stage may select an option of its own where the config so far has none: to Hydra that is an addition.
+                rewritten[i] = "" if f"{override.key_or_group}@{override.package}" in known else "+"
         lines = [_line(override, rewritten.get(i)) for i, override in choices.items()]
         base = composer.compose(lines)
     except (HydraException, OmegaConfBaseException) as error:
-        problems.append(Problem(" ".join(str(override.input_line) for override in choices.values()) or composer.config_name, _first_line(error)))
+        given = " ".join(str(override.input_line) for override in choices.values())
+        problems.append(Problem(given or composer.config_name, _first_line(error)))
         return None
-    _check_headers(composer, base, problems)
+    headers = _header_problems(composer, lines, base)
+    problems += headers
+    composed = copy.deepcopy(base)
     for i, override in settings.items():
         problem = _key_problem(composer, base, override)
-        if problem is not None:
-            problems.append(problem)
-            continue
-        if not override.is_delete() and _open_mapping(base, override.key_or_group):
-            rewritten[i] = "++"
-        line = _line(override, rewritten.get(i))
-        try:
-            composer.compose([*lines, line])
-        except (HydraException, OmegaConfBaseException) as error:
-            problems.append(Problem(override.key_or_group, _first_line(error)))
-        else:
-            lines.append(line)
-    composed = composer.compose(lines)
-    hydra_node = composed.hydra
-    with_hydra_removed = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
-    config, found = _freeze(with_hydra_removed, hydra_node)
-    if keys_only:
+        if problem is None:
+            if not override.is_delete() and _open_mapping(base, override.key_or_group):
+                rewritten[i] = "++"
+                override = composer.parse(_line(override, "++"))
+            try:
+                ConfigLoaderImpl._apply_overrides_to_config([override], composed)
+            except (HydraException, OmegaConfBaseException) as error:
+                problem = Problem(override.key_or_group, _first_line(error))
+        problems += [problem] if problem else []
+    if keys_only or headers:
         return None
+    overridden = [override.get_key_element().lstrip("+~") for override in job.values()]
+    config, found = _freeze(composed, composer.command.name, overridden)
     problems += found
-    return config if "stages" in config and not found else None
+    return config if "places" in config else None
 
 
 def _line(override: Override, prefix: str | None) -> str:
@@ -313,7 +351,7 @@ def _open_mapping(base: DictConfig, key: str) -> bool:
     for i, part in enumerate(parts):
         if not OmegaConf.is_dict(node):
             return False
-        if part not in node:
+        if part not in node.keys():  # noqa: SIM118 - as below
             return parts[0] == "stages" or (inside_component and not is_node(node)) or (i > 0 and parts[0] == "hydra")
         inside_component = inside_component or is_node(node)
         node = node._get_node(part)
@@ -330,10 +368,10 @@ def _key_problem(composer: Composer, base: DictConfig, override: Override) -> Pr
         where = ".".join(parts[:i])
         if not OmegaConf.is_dict(node) or node._is_none():
             return Problem(key, f"{where} has no settings: it is {OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value()!r}.")
-        if part in node:
+        if part in node.keys():  # noqa: SIM118 - `in node` denies keys whose value is still missing
             node = node._get_node(part)
             continue
-        if adding_to_hydra or (_open_mapping(base, key) and not (parts[0] == "stages" and is_node(node))):
+        if adding_to_hydra or (parts[0] != "hydra" and _open_mapping(base, key) and not (parts[0] == "stages" and is_node(node))):
             return None
         found = nearest(part, map(str, node))
         if i == 0:
@@ -351,30 +389,31 @@ def _same_leaf(base: DictConfig, leaf: str) -> str | None:
     def walk(node: Any, where: str) -> None:
         for name in node:
             inner = node._get_node(name)
-            if where or name != "hydra":
-                names.setdefault(str(name), f"{where}{name}")
-                if OmegaConf.is_dict(inner) and not inner._is_none():
+            if OmegaConf.is_dict(inner):
+                if not inner._is_none() and name != "hydra":
                     walk(inner, f"{where}{name}.")
+            elif where:
+                names.setdefault(str(name), f"{where}{name}")
 
     walk(base, "")
-    return names.get(nearest(leaf, names) or "")
+    return next((names[name] for name in difflib.get_close_matches(leaf, names, n=1, cutoff=0.8)), None)
 
 
-def _check_headers(composer: Composer, base: DictConfig, problems: list[Problem]) -> None:
+def _header_problems(composer: Composer, choices: list[str], base: DictConfig) -> list[Problem]:
     """Check that each selected task's file says where the task goes: without the header, one task overwrites another."""
-    for key, chosen in base.hydra.runtime.choices.items():
-        group = str(key).partition("@")[0]
-        if group != "task" and not group.startswith("task/"):
+    task = base._get_node("task")
+    if not OmegaConf.is_dict(task) or not any(not is_node(task._get_node(name)) for name in task):
+        return []
+    problems = []
+    for default in composer.loader.compute_defaults_list(composer.config_name, choices, RunMode.RUN).defaults:
+        path = default.config_path or ""
+        loaded = composer.repository.load_config(path) if path.startswith("task/") else None
+        if loaded is None or not set(loaded.config) - {"defaults"} or str(loaded.header.get("package") or "").startswith("task."):
             continue
-        for option in [chosen] if isinstance(chosen, str) else chosen or []:
-            loaded = composer.repository.load_config(f"{group}/{option}")
-            if loaded is None or not list(loaded.config):
-                continue
-            if not str(loaded.header.get("package") or "").startswith("task."):
-                source = next(source.path for source in composer.repository.get_sources() if source.provider == loaded.provider)
-                name = option.replace("/", "_")
-                told = f"the first line must be `# @package task.{name}`, so that several tasks can be selected."
-                problems.append(Problem(f"{source.removeprefix('file://')}/{loaded.path}", told))
+        folder = next(source.path for source in composer.repository.get_sources() if source.provider == loaded.provider)
+        told = f"the first line must be `# @package task.{Path(path).name}`, so that several tasks can be selected."
+        problems.append(Problem(f"{folder}/{path}.yaml", told))
+    return problems
 
 
 def _first_line(error: BaseException) -> str:
@@ -407,15 +446,14 @@ def _overrides_of(config: DictConfig) -> str:
     return " ".join(config.hydra.overrides.task)
 
 
-def run_jobs(config_name: str, checked: Checked, job: Job, *, flags: Sequence[str] = (), config_dir: Path | None = None) -> None:
+def run_jobs(command: Command, checked: Checked, job: Job, *, flags: Sequence[str] = ()) -> None:
     """Run the job of a command line, or the jobs of a sweep, through Hydra.
 
     Args:
-        config_name: the primary config.
+        command: what to compose.
         checked: what ``check`` returned.
         job: called with the frozen config, the run's directory and the overrides; may be sent to another process.
         flags: Hydra's own flags.
-        config_dir: the user's own folder of configs.
 
     Raises:
         UserError: if the user's mistake stopped the job.
@@ -435,13 +473,14 @@ def run_jobs(config_name: str, checked: Checked, job: Job, *, flags: Sequence[st
 
     def run(composed: DictConfig) -> float | None:
         hydra_node = HydraConfig.get()
-        config = frozen_config(composed, hydra_node)
+        with_hydra = OmegaConf.merge({"hydra": {"runtime": {"choices": hydra_node.runtime.choices}}}, composed)
+        config = frozen_config(with_hydra, command.name, hydra_node.overrides.task)
         return job(config, Path(os.path.normpath(hydra_node.runtime.output_dir)), list(hydra_node.overrides.task))
 
-    argv = [*flags, *(["--config-dir", str(config_dir)] if config_dir else []), *checked.overrides, *extra]
+    argv = [*flags, *(["--config-dir", str(command.config_dir)] if command.config_dir else []), *checked.overrides, *extra]
     with _scoped([sys.argv[0], *argv]):
         try:
-            hydra.main(config_path=str(conf_dir()), config_name=config_name, version_base="1.3")(run)()
+            hydra.main(config_path=str(conf_dir()), config_name=command.config_name, version_base="1.3")(run)()
         except HydraException as error:
             raise user_error("hydra", str(error)) from error
         except Exception:

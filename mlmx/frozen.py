@@ -21,6 +21,8 @@ from mlmx.errors import Problem, nearest
 
 STAGE_GROUPS = ("objective", "corpus", "annotator", "trainer")
 MISSING = "???"
+# Where mistakes leave nothing to resolve.
+_STRUCTURE = ("chain", "stages", "model", "task", "plugins", "outputs", *STAGE_GROUPS)
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
 
 
@@ -66,22 +68,27 @@ class Settings(BaseModel):
     task: dict[str, dict[str, Any]]
 
 
-def freeze(config: Mapping[str, Any], choices: Mapping[str, Any], *, overridden: Collection[str] = ()) -> tuple[dict[str, Any], list[Problem]]:
+def freeze(
+    config: Mapping[str, Any], choices: Mapping[str, Any], *, command: str, overridden: Collection[str] = ()
+) -> tuple[dict[str, Any], list[Problem]]:
     """Resolve a composed config into the nodes of every stage, and check it.
 
     Args:
         config: the composed config as plain data, interpolations resolved; ``???`` marks what the user must give.
         choices: which option was chosen: ``group`` or ``group@package`` -> option.
+        command: ``pretrain`` has no tasks, ``finetune`` and ``eval`` have no pretraining, whatever an experiment says.
         overridden: the keys given on the command line, to refuse those without effect.
 
     Returns:
         The frozen config, and all problems found; the config is only usable if there are none.
     """
     config = copy.deepcopy(dict(config))
+    config["annotator"] = config.get("annotator") or None
     problems = _settings_problems(config)
-    if problems:
+    if any(problem.where.partition(".")[0] in _STRUCTURE for problem in problems):
         return config, problems
     _name_nodes(config, choices)
+    problems += _narrow(config, command, overridden)
     chain = config["chain"]
     stages, places = _resolve_stages(config, problems)
     used = _used_roots(config, places)
@@ -89,7 +96,9 @@ def freeze(config: Mapping[str, Any], choices: Mapping[str, Any], *, overridden:
         root = re.split(r"[.@]", key, maxsplit=1)[0]
         if "@" not in key and root in STAGE_GROUPS and root not in used:
             why = f"every stage of the chain {chain} brings its own {root}" if chain else "there is no pretraining stage"
-            problems.append(Problem(key, f"has no effect: {why}.", f"stages.{chain[0]}.{root}" if chain else None))
+            trained = next((name for name, node in config["task"].items() if "trainer" in node), None)
+            own = f"stages.{chain[0]}" if chain else f"task.{trained}" if root == "trainer" and trained else None
+            problems.append(Problem(key, f"has no effect: {why}.", own and key.replace(root, f"{own}.{root}", 1)))
     nodes = {"model": config["model"], **{f"task.{name}": node for name, node in config["task"].items()}}
     for stage, groups in stages.items():
         nodes |= {places[stage, group]: node for group, node in groups.items() if node is not None}
@@ -100,17 +109,27 @@ def freeze(config: Mapping[str, Any], choices: Mapping[str, Any], *, overridden:
     _resolve_paths({"model": config["model"], "task": config["task"], "stages": stages, "corpus": config["corpus"]})
     for where, node in nodes.items():
         problems += _path_problems(node, where)
-    frozen = {key: config[key] for key in Settings.model_fields if key not in ("objective", "annotator", "trainer")}
+    frozen = {key: config.get(key) for key in Settings.model_fields if key not in ("objective", "annotator", "trainer")}
     frozen["stages"] = stages
+    frozen["places"] = {f"stages.{stage}.{group}": where for (stage, group), where in places.items()}
     frozen["outputs"] = str(Path(config["outputs"]).expanduser().absolute())
     return frozen, _unique(problems)
 
 
+def _narrow(config: dict[str, Any], command: str, overridden: Collection[str]) -> Iterator[Problem]:
+    """Leave out what a command does not do; asking for it by hand is a mistake."""
+    left_out = {"pretrain": {"task": {}}, "finetune": {"chain": [], "stages": {}}, "eval": {"chain": [], "stages": {}}}.get(command, {})
+    for key in overridden:
+        if re.split(r"[./@]", key, maxsplit=1)[0] in left_out:
+            yield Problem(key, f"has no effect: mlmx {command} has no {'tasks' if command == 'pretrain' else 'pretraining'}; use mlmx run.")
+    config.update(left_out)
+
+
 def component_nodes(frozen: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the components a frozen config uses, by their place in it; a task's trainer apart from the task."""
+    """Return the components a frozen config uses, by the name their settings have for the user; a task's trainer apart from the task."""
     nodes = {"model": frozen["model"]}
     for stage, groups in frozen["stages"].items():
-        nodes |= {f"stages.{stage}.{group}": node for group, node in groups.items() if node is not None}
+        nodes |= {frozen["places"][f"stages.{stage}.{group}"]: node for group, node in groups.items() if node is not None}
     for name, node in frozen["task"].items():
         nodes[f"task.{name}"] = {key: value for key, value in node.items() if key != "trainer"}
         if "trainer" in node:

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from mlmx import config
+from mlmx.config import Command, check, quoted, run_jobs
+from mlmx.errors import UserError
+from tests.config_tree import write_tree
+
+
+@pytest.fixture(autouse=True)
+def tree(tmp_path, monkeypatch):
+    conf = write_tree(tmp_path)
+    monkeypatch.setattr(config, "conf_dir", lambda: conf)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return conf
+
+
+def frozen(*overrides, command="run", **flags):
+    return check(Command(command, command), overrides, **flags).configs[0]
+
+
+def problems(*overrides, command="run", **flags):
+    with pytest.raises(UserError) as caught:
+        check(Command(command, command), overrides, **flags)
+    return {problem.where: problem for problem in caught.value.problems}
+
+
+def test_frozen_config_has_every_stage_with_complete_named_nodes(tmp_path):
+    result = frozen("objective=tlm", "seed=3")
+    assert result["seed"] == 3
+    assert result["chain"] == ["pretrain"]
+    stage = result["stages"]["pretrain"]
+    assert stage["objective"] == {
+        "_target_": "plug.Tlm", "_version_": 1, "mask_ratio": 0.15, "reset_positions": True, "_name_": "tlm"
+    }  # fmt: skip
+    assert stage["annotator"] is None
+    assert stage["trainer"]["_name_"] == "pretrain"
+    assert result["task"]["sentiment"]["trainer"]["_name_"] == "finetune"
+    assert result["task"]["bitext"]["_name_"] == "bitext"
+    assert result["model"]["_name_"] == "tiny"
+    assert result["outputs"] == str(tmp_path / "outputs")
+    json.dumps(result)
+
+
+def test_all_mistakes_are_told_at_once():
+    found = problems(
+        "objective=mml", "seed=-1", "objective.mask_rato=1", "mask_ratio=3", "objective.mask_ratio=7", "+typo=1", "foo", "a=[1",
+        "trainer.max_steps=abc", "paralel.num_processes=2", "parallel.strategy=shrd", "corpsu=text",
+    )  # fmt: skip
+    assert found["objective"].nearest == "mlm"
+    assert "lem_mono" in found["objective"].message
+    assert found["objective.mask_rato"].nearest == "objective.mask_ratio"
+    assert found["mask_ratio"].nearest == "objective.mask_ratio"
+    assert found["paralel.num_processes"].nearest == "parallel.num_processes"
+    assert found["parallel.strategy"].nearest == "shard"
+    assert found["corpsu"].nearest == "corpus"
+    assert "7" in found["objective.mask_ratio"].message
+    assert {"seed", "typo", "foo", "a=[1", "trainer.max_steps"} < set(found)
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("+typo=1", "typo"),
+        ("++typo=1", "typo"),
+        ("+objective.typo=1", "objective.typo"),
+        ("++trainer.max_stps=1", "trainer.max_stps"),
+        ("+parallel.num_proceses=1", "parallel.num_proceses"),
+        ("+stages.pretrain.objective.typo=1", "stages.pretrain.objective.typo"),
+        ("+stages.pretrain.corpsu.size=1", "stages.pretrain.corpsu"),
+        ("stages.pretain.trainer.max_steps=1", "stages.pretain"),
+        ("+foo@bar=mlm", "foo"),
+        ("+objective@foo=mlm", "foo"),
+        ("objective@foo=mlm", "objective@foo=mlm"),
+        ("hydra.jb.chdir=true", "hydra.jb.chdir"),
+        ("annotator.x=1", "annotator.x"),
+        ("objective={mask_rato: 1}", "objective"),
+        ("model/big=x", "model/big"),
+        ("chain=[a,a]", "chain"),
+        ("chain=pretrain", "chain"),
+        ("seed=1.5", "seed"),
+        ("seed=true", "seed"),
+        ("name=a/b", "name"),
+        ("tracker.mode=onlin", "tracker.mode"),
+        ("parallel.num_processes=0", "parallel.num_processes"),
+        ("sweep_metric=f1", "sweep_metric"),
+        ("~model", "model"),
+        ("seed=1,2", "seed"),
+        ("seed=???", "seed"),
+        ("objective.mask_ratio=${nothing}", "objective.mask_ratio"),
+    ],
+)
+def test_mistakes(override, where):
+    assert where in problems(override)
+
+
+def test_mappings_that_are_settings_are_open():
+    assert frozen("objective.caps.LOC=3")["stages"]["pretrain"]["objective"]["caps"] == {"PER": 1, "LOC": 3}
+    assert frozen("+objective.caps.LOC=3")["stages"]["pretrain"]["objective"]["caps"] == {"PER": 1, "LOC": 3}
+
+
+@pytest.mark.parametrize("task", ["task=[bitext,sentiment]", "task=all", "task=[sentiment,bitext]"])
+def test_several_tasks(task):
+    assert set(frozen(task)["task"]) == {"bitext", "sentiment"}
+
+
+def test_one_task_and_none():
+    assert set(frozen("task=bitext")["task"]) == {"bitext"}
+    assert frozen("task=[]")["task"] == {}
+    assert frozen(command="pretrain")["task"] == {}
+
+
+def test_task_without_header_names_the_file(tree):
+    (tree / "task" / "bitext.yaml").write_text("_target_: plug.Task\nname: bitext\n")
+    assert str(tree / "task" / "bitext.yaml") in problems("task=[bitext,sentiment]")
+
+
+def test_stages_inherit_replace_and_merge(tmp_path):
+    (tmp_path / "news.txt").write_text("a\n")
+    stages = frozen(
+        "experiment=lem_vs_tlm", "corpus@stages.para.corpus=text", "stages.para.corpus.path=news.txt",
+        "stages.para.trainer.max_steps=5", "trainer.log_every_steps=2", "objective@stages.para.objective=tlm",
+    )["stages"]  # fmt: skip
+    assert list(stages) == ["mono", "para"]
+    assert stages["mono"]["objective"]["_name_"] == "lem_mono"
+    assert stages["para"]["objective"]["_name_"] == "tlm"
+    assert stages["para"]["corpus"] == {
+        "_target_": "plug.Text", "_inputs_": ["path"], "path": str(tmp_path / "news.txt"), "_name_": "text"
+    }  # fmt: skip
+    assert stages["mono"]["trainer"]["max_steps"] == 10
+    assert stages["para"]["trainer"] == stages["mono"]["trainer"] | {"max_steps": 5}
+    assert stages["para"]["trainer"]["log_every_steps"] == 2
+    assert stages["para"]["annotator"]["_name_"] == "gold"
+
+
+def test_root_group_that_no_stage_uses():
+    assert problems("experiment=lem_vs_tlm", "objective=mlm")["objective"].nearest == "stages.mono.objective"
+    assert "objective.mask_ratio" in problems("experiment=lem_vs_tlm", "objective.mask_ratio=0.1")
+    assert "trainer.max_steps" not in frozen("experiment=lem_vs_tlm", "trainer.max_steps=3")
+    assert "objective" in problems("objective=tlm", command="eval")
+    assert problems("trainer.max_steps=3", command="finetune")["trainer.max_steps"].nearest == "task.sentiment.trainer.max_steps"
+
+
+def test_commands_leave_out_what_they_do_not_do():
+    assert frozen("experiment=lem_vs_tlm", command="eval")["chain"] == []
+    assert frozen("experiment=demo", command="pretrain")["task"] == {}
+    assert "task" in problems("task=bitext", command="pretrain")
+    assert "chain" in problems("chain=[a]", command="finetune")
+
+
+def test_values_that_must_be_given_count_only_where_they_are_used(tree):
+    lines = ["# @package _global_", "defaults:", "  - /corpus@stages.a.corpus: microworld", "  - override /corpus: text", "chain: [a]"]
+    (tree / "experiment" / "own_corpora.yaml").write_text("\n".join(lines))
+    assert "corpus.path" in problems("corpus=text")
+    assert "stages.para.corpus.path" in problems("experiment=lem_vs_tlm", "corpus@stages.para.corpus=text")
+    # Both stages bring their own corpus, so the root's missing path is nobody's concern.
+    whole = frozen("experiment=own_corpora")
+    assert whole["corpus"]["path"] == "???"
+    assert "model.source" in problems("model=pretrained")
+
+
+def test_files_that_do_not_exist(tmp_path):
+    (tmp_path / "news.txt").write_text("a\n")
+    found = problems("corpus=text", "corpus.path=new.txt")["corpus.path"]
+    assert str(tmp_path / "new.txt") in found.message
+    assert found.nearest == str(tmp_path / "news.txt")
+    assert frozen("corpus=text", "corpus.path=*.txt")["stages"]["pretrain"]["corpus"]["path"] == str(tmp_path / "*.txt")
+    assert frozen("model=pretrained", "model.source=some/hub-name")["model"]["source"] == "some/hub-name"
+    (tmp_path / "checkpoint").mkdir()
+    assert frozen("model=pretrained", "model.source=checkpoint")["model"]["source"] == str(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("path", ["a=b", "it's", "a,b", "with space", "back\\slash", "end\\", "[x]{y}", "\\'", "ünï"])
+def test_quoted_paths_come_back_as_they_were(path):
+    assert frozen("model=pretrained", f"model.source={quoted(path)}")["model"]["source"] == path
+
+
+def test_sweeps_are_checked_for_each_value():
+    checked = check(Command("run", "run"), ["objective=mlm,tlm", "seed=range(0,3)"], multirun=True)
+    assert len(checked.configs) == 6
+    assert len({json.dumps(each) for each in checked.configs}) == 6
+    assert problems("objective=mlm,tml", multirun=True)["objective"].nearest == "tlm"
+    assert "seed" in problems("seed=0,-1", multirun=True)
+    # A setting that only one of the swept objectives has.
+    assert "objective.reset_positions" in problems("objective=tlm,mlm", "objective.reset_positions=true", multirun=True)
+    assert "seed" in problems("hydra/sweeper=optuna", "seed=interval(-1,3)", multirun=True)
+    assert len(check(Command("run", "run"), ["seed=range(0,70)"], multirun=True).configs) == 70
+
+
+def test_stage_selections_can_be_swept():
+    checked = check(
+        Command("run", "run"), ["experiment=lem_vs_tlm", "objective@stages.para.objective=tlm,lem_para"], multirun=True
+    )
+    assert [each["stages"]["para"]["objective"]["_name_"] for each in checked.configs] == ["tlm", "lem_para"]
+
+
+def test_own_config_dir(tmp_path):
+    own = tmp_path / "own"
+    (own / "objective").mkdir(parents=True)
+    (own / "objective" / "mine.yaml").write_text("_target_: plug.Mlm\nmask_ratio: 0.5\ncaps: {}\n")
+    result = check(Command("run", "run", own), ["objective=mine"]).configs[0]
+    assert result["stages"]["pretrain"]["objective"]["mask_ratio"] == 0.5
+    with pytest.raises(UserError, match="no such folder"):
+        check(Command("run", "run", tmp_path / "nowhere"), [])
+
+
+# --- jobs -----------------------------------------------------------------------------------------------------------------------
+
+
+def record(folder, frozen, run_dir, overrides, *, fail=()):
+    name = frozen["stages"]["pretrain"]["objective"]["_name_"]
+    if name in fail:
+        raise RuntimeError(f"{name} went wrong")
+    if name == "lem_mono":
+        raise UserError(())
+    assert run_dir.is_dir()
+    text = json.dumps({"run_dir": str(run_dir), "overrides": overrides, "config": frozen, "cwd": str(Path.cwd())})
+    (Path(folder) / f"{run_dir.name}.json").write_text(text)
+    return float(frozen["seed"]) - frozen["stages"]["pretrain"]["objective"]["mask_ratio"]
+
+
+def run(tmp_path, *overrides, multirun=False, **options):
+    records = tmp_path / "records"
+    records.mkdir(exist_ok=True)
+    command = Command("run", "run")
+    checked = check(command, overrides, multirun=multirun)
+    run_jobs(command, checked, partial(record, str(records), **options), flags=["--multirun"] if multirun else [])
+    return [json.loads(file.read_text()) for file in sorted(records.iterdir())]
+
+
+def litter(tmp_path):
+    return {entry.name for entry in tmp_path.iterdir()} - {"conf", "plug.py", "records", "__pycache__"}
+
+
+def test_single_job(tmp_path):
+    (job,) = run(tmp_path, "objective=tlm", "name=one")
+    assert job["config"] == frozen("objective=tlm", "name=one")
+    assert job["overrides"] == ["objective=tlm", "name=one"]
+    assert job["cwd"] == str(tmp_path)
+    folder = Path(job["run_dir"])
+    assert folder.parent == tmp_path / "outputs" / "runs"
+    assert folder.name.endswith("-one")
+    assert litter(tmp_path) == {"outputs"}
+
+
+def test_runs_of_the_same_second_have_their_own_directories(tmp_path, monkeypatch):
+    monkeypatch.setattr(config.time, "strftime", lambda _: "2000-01-01_00-00-00")
+    jobs = [run(tmp_path)[-1] for _ in range(3)]
+    assert len({job["run_dir"] for job in jobs}) == 3
+
+
+def test_sweep_has_a_directory_per_job(tmp_path):
+    jobs = run(tmp_path, "objective=mlm,tlm", "seed=0,1", multirun=True)
+    assert len(jobs) == 4
+    assert {(job["config"]["stages"]["pretrain"]["objective"]["_name_"], job["config"]["seed"]) for job in jobs} == {
+        ("mlm", 0), ("mlm", 1), ("tlm", 0), ("tlm", 1)
+    }  # fmt: skip
+    assert [Path(job["run_dir"]).name[-6:] for job in jobs] == ["-run-0", "-run-1", "-run-2", "-run-3"]
+    assert {Path(job["run_dir"]).parent for job in jobs} == {tmp_path / "outputs" / "runs"}
+    assert litter(tmp_path) == {"outputs"}
+
+
+def test_sweep_goes_on_after_a_failed_job(tmp_path, capfd):
+    with pytest.raises(config.JobsFailed) as caught:
+        run(tmp_path, "objective=mlm,tlm,lem_mono,lem_para", multirun=True, fail=("tlm",))
+    assert [failure["job"] for failure in caught.value.failures] == [1, 2]
+    assert [failure["user"] for failure in caught.value.failures] == [False, True]
+    assert len(list((tmp_path / "records").iterdir())) == 2
+    told = capfd.readouterr().err
+    assert "job 1 failed: objective=tlm" in told
+    assert told.count("tlm went wrong") == 1
+    assert told.count("Traceback") == 1
+
+
+def test_single_failures_come_out_as_they_are(tmp_path):
+    with pytest.raises(RuntimeError, match="tlm went wrong"):
+        run(tmp_path, "objective=tlm", fail=("tlm",))
