@@ -33,6 +33,10 @@ class UserError(Exception):
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[tuple[Problem, ...]]]:
+        # Jobs of a parallel sweep raise it in another process.
+        return UserError, (self.problems,)
+
 
 def user_error(where: str, message: str, nearest: str | None = None) -> UserError:
     """Return a :class:`UserError` with a single problem."""
