@@ -150,6 +150,11 @@ def _character_classes() -> NDArray[np.uint8]:
     return classes
 
 
+def punctuation_points() -> list[int]:
+    """Return the code points of all punctuation marks and symbols, rising."""
+    return np.flatnonzero(_character_classes() == _PUNCTUATION).tolist()
+
+
 def _word_boundaries(
     text: str, spans: NDArray[np.int64], word_ids: NDArray[np.int64], first: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:

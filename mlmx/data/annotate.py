@@ -1,0 +1,166 @@
+"""The annotation stage: a class for every word of a prepared corpus.
+
+Annotations are keyed by example and word index: the arrays run parallel to the store's words, so nothing is looked up by sentence.
+"""
+
+# W words of the store, N words of a batch, M words of an annotator
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlmx.data.corpus import Annotation, Annotator, Segment
+from mlmx.data.prepare import save_atomically
+from mlmx.data.progress import progress_bar
+from mlmx.data.shards import ANNOTATION_META, FORMAT, ArrayWriter, TokenStore
+from mlmx.data.words import align
+from mlmx.errors import user_error
+
+_BATCH_SEGMENTS = 512
+OUTSIDE = "O"
+
+
+def annotate_store(store: TokenStore, annotator: Annotator, folder: Path, *, show_progress: bool = True) -> dict[str, Any]:
+    """Annotate every word of a store; writes arrays that :meth:`TokenStore.with_annotations` attaches.
+
+    Returns:
+        What ``annotations.json`` holds: class names per layer (index 0 is "", not annotated), and per language how many words have
+        which class, and how many none.
+
+    Raises:
+        UserError: if no word at all is annotated.
+    """
+    meta: dict[str, Any] = {}
+
+    def write(partial: Path) -> None:
+        with ArrayWriter(partial) as writer:
+            annotation = _Annotation(store, annotator, writer)
+            for batch in progress_bar(annotation.batches(), "annotate", total=annotation.num_batches, show=show_progress):
+                annotation.add(batch)
+            meta.update(annotation.meta())
+        (partial / ANNOTATION_META).write_text(json.dumps(meta, ensure_ascii=False, indent=1), "utf-8")
+
+    save_atomically(folder, write)
+    return meta
+
+
+class _Annotation:
+    # Annotates batches of segments and counts.
+
+    def __init__(self, store: TokenStore, annotator: Annotator, writer: ArrayWriter) -> None:
+        self.store = store
+        self.annotator = annotator
+        self.writer = writer
+        # "O" is a class of its own: annotated, and no entity.
+        self.names: dict[str, dict[str, int]] = {
+            layer: {"": 0, OUTSIDE: 1} if layer == "entity" else {"": 0} for layer in annotator.layers
+        }
+        self.counts: dict[tuple[str, str], Counter[int]] = {}
+
+    @property
+    def num_batches(self) -> int:
+        return -(-self.store.num_segments // _BATCH_SEGMENTS)
+
+    def batches(self) -> Iterator[range]:
+        for start in range(0, self.store.num_segments, _BATCH_SEGMENTS):
+            yield range(start, min(start + _BATCH_SEGMENTS, self.store.num_segments))
+
+    def add(self, numbers: range) -> None:
+        segments = [self.store.segment(*divmod(number, self.store.num_sides)) for number in numbers]
+        annotations = self.annotator.annotate(segments)
+        word_offsets = self.store.arrays["word_offsets"][numbers.start : numbers.stop + 1]
+        counts = np.diff(word_offsets)
+        spans = self.store.arrays["word_spans"][word_offsets[0] : word_offsets[-1]].astype(np.int64)
+        found, other_offsets = _aligned(spans, counts, segments, annotations)
+        first = np.zeros(len(spans), bool)
+        first[(word_offsets[:-1] - word_offsets[0])[counts > 0]] = True
+        for layer in self.annotator.layers:
+            classes, begins = self._classes(layer, annotations, other_offsets)
+            own = np.where(found >= 0, np.append(classes, 0)[found], 0).astype(np.uint8)
+            self.writer.append(layer, own)
+            self._count(layer, own, np.repeat(self.store.arrays["languages"][numbers.start : numbers.stop], counts))
+            if layer == "entity":
+                starts = _entity_starts(own, found, first, np.append(begins, False))
+                self.writer.append("entity_start", starts.astype(np.uint8))
+
+    def _classes(
+        self, layer: str, annotations: Sequence[Annotation], offsets: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        # (M,) class of each word of the annotator, and whether its tag says that an entity begins.
+        names = self.names[layer]
+        classes = np.zeros(int(offsets[-1]), np.int64)
+        begins = np.zeros(int(offsets[-1]), bool)
+        for annotation, start in zip(annotations, offsets[:-1].tolist(), strict=True):
+            for i, tag in enumerate(annotation.tags.get(layer, ())):
+                if not tag:
+                    continue
+                prefix, separator, rest = tag.partition("-")
+                marked = layer == "entity" and separator and prefix in ("B", "I")
+                name = rest if marked else tag
+                classes[start + i] = names.setdefault(name, len(names))
+                begins[start + i] = bool(marked and prefix == "B")
+        if len(names) > 256:
+            raise user_error("annotator", f"gives more than 255 classes in layer {layer}; map them to fewer with tag_map.")
+        return classes, begins
+
+    def _count(self, layer: str, classes: NDArray[np.uint8], languages: NDArray[np.int8]) -> None:
+        for number, language in enumerate(self.store.languages):
+            totals = np.bincount(classes[languages == number])
+            counter = self.counts.setdefault((layer, language), Counter())
+            counter.update({i: int(total) for i, total in enumerate(totals) if total})
+
+    def meta(self) -> dict[str, Any]:
+        by_layer = {}
+        for layer, names in self.names.items():
+            by_layer[layer] = {
+                language: {
+                    "words": self.counts[layer, language].total(),
+                    "not_annotated": self.counts[layer, language][0],
+                    "classes": {name: self.counts[layer, language][i] for name, i in names.items() if i},
+                }
+                for language in self.store.languages
+            }
+        if not any(counter.total() > counter[0] for counter in self.counts.values()):
+            layers = " and ".join(self.annotator.layers)
+            message = (
+                f"gave no word a tag ({layers}); does it fit the corpus and its languages ({', '.join(self.store.languages)})?"
+            )
+            raise user_error("annotator", message)
+        return {
+            "format": FORMAT,
+            "num_words": self.store.num_words,
+            "tag_names": {layer: list(names) for layer, names in self.names.items()},
+            "by_layer": by_layer,
+            "dtypes": self.writer.dtypes,
+        }
+
+
+def _aligned(
+    spans: NDArray[np.int64], counts: NDArray[np.int64], segments: Sequence[Segment], annotations: Sequence[Annotation]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    # (N,) the annotator's word for each of the store's, -1 for none; and where the segments begin among the annotator's words.
+    # Texts laid end to end, with a gap between, keep the words of different segments apart.
+    lengths = np.array([len(segment.text) + 1 for segment in segments], np.int64)
+    shifts = np.cumsum(lengths) - lengths
+    numbers = [len(annotation.words) for annotation in annotations]
+    others = np.array([span for annotation in annotations for span in annotation.words], np.int64).reshape(-1, 2)
+    found = align(spans + np.repeat(shifts, counts)[:, None], others + np.repeat(shifts, numbers)[:, None])
+    return found, np.concatenate([[0], np.cumsum(numbers)]).astype(np.int64)
+
+
+def _entity_starts(
+    classes: NDArray[np.uint8], found: NDArray[np.int64], first: NDArray[np.bool_], begins: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    # A word begins an entity where its tag says so (and no word before it has the same tag of the annotator), where the class
+    # changes, and at the beginning of a text.
+    before = np.maximum(np.arange(len(classes)) - 1, 0)
+    inside = classes > 1
+    says_so = begins[found] & (found != found[before])
+    return np.asarray(inside & (first | says_so | (classes != classes[before])))

@@ -1,0 +1,1 @@
+"""What gives words their part of speech and entity class: one file per annotator."""
