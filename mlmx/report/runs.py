@@ -1,0 +1,153 @@
+"""What runs left behind: their summaries, and which settings make two of them different configurations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlmx.build import is_node
+from mlmx.errors import user_error
+
+# Parts of a config that say where and how a run was made, not what it computes.
+_NO_CONFIGURATION = ("seed", "name", "outputs", "parallel", "tracker", "sweep_metric", "plugins", "places")
+# What of a node's keys ``_x_`` tells components apart.
+_IDENTITY = ("_target_", "_name_", "_version_")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreKey:
+    """Which score: task, split and metric."""
+
+    task: str
+    split: str
+    metric: str
+
+    def __str__(self) -> str:
+        return f"{self.task}/{self.split}/{self.metric}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunScore:
+    """One score of one run.
+
+    Attributes:
+        key: which score.
+        value: the score.
+        num_examples: how many examples it is computed over.
+        higher_is_better: its direction.
+        stage: name of the evaluation's stage directory.
+    """
+
+    key: ScoreKey
+    value: float
+    num_examples: int
+    higher_is_better: bool
+    stage: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run, as its ``summary.json`` tells it.
+
+    Attributes:
+        folder: name of the run's folder.
+        started: when, as ISO text; sorts by time.
+        status: ``finished``, ``failed`` ...
+        error: what went wrong, in one line, or "".
+        seed: its seed.
+        settings: its configuration without tasks: what can make a difference to results, but for the seed.
+        tasks: task -> its settings.
+        scores: its scores, also those that a failed run got to.
+    """
+
+    folder: str
+    started: str
+    status: str
+    error: str
+    seed: int
+    settings: Mapping[str, Any]
+    tasks: Mapping[str, Any]
+    scores: Sequence[RunScore]
+
+
+def read_runs(outputs: Path) -> list[Run]:
+    """Read all runs below ``outputs``, oldest first.
+
+    Raises:
+        UserError: if there is none, or a summary cannot be read.
+    """
+    paths = sorted((outputs / "runs").glob("*/summary.json"))
+    if not paths:
+        raise user_error("outputs", f"there is no run in {outputs / 'runs'}.")
+    return sorted((_read(path) for path in paths), key=lambda run: (run.started, run.folder))
+
+
+def canonical(settings: object) -> str:
+    """Return settings as text that is equal for equal settings."""
+    return json.dumps(settings, sort_keys=True, ensure_ascii=False)
+
+
+def _read(path: Path) -> Run:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        config = record["config"]
+        error = record.get("error")
+        return Run(
+            folder=path.parent.name,
+            started=record.get("started") or path.parent.name,
+            status=record["status"],
+            error=_one_line(error),
+            seed=record["seed"],
+            settings=_settings(config),
+            tasks={name: _effective(node) for name, node in (config.get("task") or {}).items()},
+            scores=[_score(score) for score in record["scores"]],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise user_error(str(path), f"is no summary of a run: {problem!r}.") from problem
+
+
+def _score(record: Mapping[str, Any]) -> RunScore:
+    return RunScore(
+        key=ScoreKey(record["task"], record["split"], record["metric"]),
+        value=float(record["value"]),
+        num_examples=int(record["num_examples"]),
+        higher_is_better=bool(record["higher_is_better"]),
+        stage=str(record.get("stage", "")),
+    )
+
+
+def _one_line(error: object) -> str:
+    if isinstance(error, Mapping):
+        problems = "; ".join(f"{problem['where']}: {problem['message']}" for problem in error.get("problems", []))
+        error = error.get("message") or problems
+    lines = str(error).strip().splitlines() if error else []
+    return lines[-1] if lines else ""
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {key: value for key, value in config.items() if key not in (*_NO_CONFIGURATION, "task")}
+    if config.get("chain"):
+        # Every stage names its own corpus; the root's is only where they took it from.
+        settings.pop("corpus", None)
+    stages = {}
+    for name, groups in (settings.get("stages") or {}).items():
+        needs_annotation = (groups.get("objective") or {}).get("_needs_annotation_")
+        stages[name] = {group: node for group, node in groups.items() if group != "annotator" or needs_annotation}
+    return {key: _effective(value) for key, value in {**settings, "stages": stages}.items()}
+
+
+def _effective(value: Any) -> Any:
+    # The value without settings that are declared to have no effect on results.
+    if isinstance(value, Mapping):
+        without = set(value.get("_no_effect_") or ()) if is_node(value) else set()
+        return {key: _effective(inner) for key, inner in value.items() if key not in without and not _is_remark(key)}
+    if isinstance(value, list):
+        return [_effective(inner) for inner in value]
+    return value
+
+
+def _is_remark(key: str) -> bool:
+    return key.startswith("_") and key.endswith("_") and key not in _IDENTITY

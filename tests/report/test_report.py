@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from mlmx.errors import UserError
+from mlmx.report import report
+from mlmx.report.predictions import statistic
+from mlmx.report.runs import ScoreKey
+
+NUM_EXAMPLES = 50
+
+
+def config(objective: str, seed: int, tasks: dict, **changes) -> dict:
+    trainer = {"_target_": "mlmx.training.trainer.Trainer", "_name_": "pretrain", "_version_": 1, "max_steps": 10}
+    trainer |= {"_no_effect_": ["log_every_steps"], "log_every_steps": seed + 1}
+    return {
+        "name": f"run{seed}",
+        "seed": seed,
+        "chain": ["pretrain"],
+        "model": {"_target_": "mlmx.models.load.Scratch", "_name_": "tiny", "_version_": 1, "hidden_size": 128},
+        "corpus": {"_target_": "C", "_name_": objective, "_version_": 1},
+        "stages": {
+            "pretrain": {
+                "objective": {"_target_": f"mlmx.objectives.{objective}", "_name_": objective, "_version_": 1, "mask_ratio": 0.15},
+                "corpus": {"_target_": "C", "_name_": "microworld", "_version_": 1},
+                "annotator": {"_target_": "A", "_name_": "gold", "_version_": 1} if seed else None,
+                "trainer": trainer | changes,
+            }
+        },
+        "task": tasks,
+        "outputs": f"/somewhere/{seed}",
+        "places": {},
+        "parallel": {"num_processes": 1 + seed % 2},
+    }
+
+
+def bitext(**settings) -> dict:
+    return {
+        "bitext": {"_target_": "mlmx.tasks.bitext.Bitext", "_name_": "bitext", "_version_": 1, "name": "bitext", "layer": 2}
+        | settings
+    }
+
+
+class Outputs:
+    """Writes runs as the driver does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.number = 0
+
+    def run(
+        self, objective: str, seed: int, accuracy: float | None, *, status: str = "finished", tasks=None, stage: str = "", **changes
+    ) -> None:
+        self.number += 1
+        tasks = bitext() if tasks is None else tasks
+        stage = (
+            stage
+            or f"eval-bitext-{objective}{seed}{json.dumps(tasks) + json.dumps(changes) if tasks != bitext() or changes else ''}"
+        )
+        stage = "".join(c for c in stage if c.isalnum() or c == "-")
+        scores = []
+        if accuracy is not None:
+            hits = np.arange(NUM_EXAMPLES) < round(accuracy * NUM_EXAMPLES)
+            (self.folder / "stages" / stage).mkdir(parents=True, exist_ok=True)
+            records = [
+                {"id": f"forward {i}", "split": "test", "ratios": {"accuracy_forward": [int(hit), 1]}} for i, hit in enumerate(hits)
+            ]
+            (self.folder / "stages" / stage / "predictions.jsonl").write_text(
+                "".join(f"{json.dumps(record)}\n" for record in records)
+            )
+            score = {"task": "bitext", "split": "test", "metric": "accuracy_forward", "value": float(hits.mean())}
+            scores = [score | {"num_examples": NUM_EXAMPLES, "higher_is_better": True, "stage": stage}]
+        folder = self.folder / "runs" / f"2026-01-01_00-00-{self.number:02}-run"
+        folder.mkdir(parents=True)
+        summary = {
+            "config": config(objective, seed, tasks, **changes),
+            "seed": seed,
+            "status": status,
+            "started": f"2026-01-01T00:00:{self.number:02}",
+            "error": None if status == "finished" else {"message": "OSError: the disk is full"},
+            "scores": scores,
+        }
+        (folder / "summary.json").write_text(json.dumps(summary))
+
+    def report(self, **settings) -> str:
+        return report(self.folder, **settings)
+
+    def csv(self) -> list[dict[str, str]]:
+        with (self.folder / "report" / "results.csv").open() as file:
+            return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def outputs(tmp_path) -> Outputs:
+    return Outputs(tmp_path)
+
+
+KEY = "bitext/test/accuracy_forward"
+
+
+def test_one_row_per_configuration_with_means_and_differences(outputs):
+    for seed, (mlm, tlm) in enumerate([(0.2, 0.6), (0.3, 0.6), (0.4, 0.9)]):
+        outputs.run("mlm", seed, mlm)
+        outputs.run("tlm", seed, tlm)
+    text = outputs.report(baseline="objective=mlm")
+    rows = outputs.csv()
+    # The seed, the run's name, devices, settings without effect and an annotator nobody needs make no rows.
+    assert [row["configuration"] for row in rows] == ["objective=mlm", "objective=tlm"]
+    assert [row["seeds"] for row in rows] == ["0+1+2"] * 2
+    assert float(rows[0][KEY]) == pytest.approx(0.3)
+    assert float(rows[0][f"{KEY}.high"]) == pytest.approx(0.3 + 4.3027 * 0.1 / 3**0.5, abs=1e-4)
+    assert rows[0]["baseline"] == rows[0][f"{KEY}.difference"] == ""
+    assert float(rows[1][f"{KEY}.difference"]) == pytest.approx(0.4)
+    assert (rows[1][f"{KEY}.difference.seeds"], rows[1][f"{KEY}.difference.examples"]) == ("3", str(NUM_EXAMPLES))
+    assert 0 < float(rows[1][f"{KEY}.difference.low"]) < 0.4 < float(rows[1][f"{KEY}.difference.high"])
+    markdown = (outputs.folder / "report" / "results.md").read_text()
+    assert "| objective=tlm | 3 | 0.7000 [0.2697, 1.1303]<br>**+0.4000 [" in markdown
+    assert "Fewer than 5 seeds, so the intervals are rough: objective=mlm; objective=tlm." in markdown
+    assert "objective=tlm" in text
+    assert "+0.4000" in text
+
+
+def test_too_few_seeds_have_no_interval_over_seeds(outputs):
+    for seed in range(2):
+        outputs.run("mlm", seed, 0.2)
+        outputs.run("tlm", seed, 0.6)
+    text = outputs.report(baseline="objective=mlm")
+    row = outputs.csv()[1]
+    assert row[f"{KEY}.low"] == ""
+    # Examples alone: 20 of 50 differ by 1, so the standard error is about sqrt(0.4 * 0.6 / 50) = 0.069.
+    low, high = float(row[f"{KEY}.difference.low"]), float(row[f"{KEY}.difference.high"])
+    assert (low, high) == pytest.approx((0.4 - 0.136, 0.4 + 0.136), abs=0.03)
+    assert "Fewer than 3 seeds, so no interval over seeds: objective=mlm; objective=tlm." in text
+
+
+def test_repeated_runs_count_once_and_failures_are_listed(outputs):
+    outputs.run("mlm", 0, 0.2)
+    outputs.run("mlm", 0, 0.2)
+    outputs.run("mlm", 1, None, status="failed")
+    outputs.run("mlm", 1, 0.4)
+    outputs.run("tlm", 0, None, status="failed")
+    text = outputs.report()
+    assert outputs.csv()[0]["seeds"] == "0+1"
+    assert float(outputs.csv()[0][KEY]) == pytest.approx(0.3)
+    assert "1 runs repeat a configuration and seed; each counts once, the newest." in text
+    # What was mended since is no failure any more; what was not shows, and its row too.
+    assert text.count("failed: OSError: the disk is full") == 1
+    assert "2026-01-01_00-00-05-run (seed 0) failed" in text
+    assert "| objective=tlm | 0 | missing |" in (outputs.folder / "report" / "results.md").read_text()
+
+
+def test_the_same_settings_with_other_data_are_pointed_out(outputs):
+    outputs.run("mlm", 0, 0.2, stage="eval-bitext-aaaa")
+    outputs.run("mlm", 0, 0.6, stage="eval-bitext-bbbb")
+    text = outputs.report()
+    assert float(outputs.csv()[0][KEY]) == pytest.approx(0.6)
+    assert "was run before as eval-bitext-aaaa and now as eval-bitext-bbbb" in text
+
+
+def test_settings_of_a_task_make_rows_only_where_they_differ(outputs):
+    for layer in (1, 2):
+        for objective in ("mlm", "tlm"):
+            outputs.run(objective, 0, 0.1 * layer, tasks=bitext(layer=layer))
+    outputs.report(baseline="objective=mlm")
+    rows = outputs.csv()
+    assert {row["configuration"]: row["baseline"] for row in rows} == {
+        "objective=mlm task.bitext.layer=1": "",
+        "objective=tlm task.bitext.layer=1": "objective=mlm task.bitext.layer=1",
+        "objective=mlm task.bitext.layer=2": "",
+        "objective=tlm task.bitext.layer=2": "objective=mlm task.bitext.layer=2",
+    }
+
+
+def test_runs_that_share_not_all_tasks_share_a_row(outputs):
+    outputs.run("mlm", 0, 0.2)
+    outputs.run("mlm", 1, None, tasks=bitext() | {"sentiment": {"_target_": "S", "_name_": "sentiment", "name": "sentiment"}})
+    outputs.report()
+    assert [row["configuration"] for row in outputs.csv()] == ["objective=mlm"]
+
+
+def test_other_settings_and_paths(outputs):
+    for path in ("/data/a/news.txt", "/data/b/flores.txt"):
+        for steps in (10, 20):
+            outputs.run("mlm", 0, 0.2, max_steps=steps, path=path)
+    outputs.report(baseline="trainer.max_steps=10")
+    assert [row["configuration"] for row in outputs.csv()] == [
+        "trainer.max_steps=10 trainer.path=news.txt",
+        "trainer.max_steps=20 trainer.path=news.txt",
+        "trainer.max_steps=10 trainer.path=flores.txt",
+        "trainer.max_steps=20 trainer.path=flores.txt",
+    ]
+    assert [row["baseline"] for row in outputs.csv()][1::2] == [row["configuration"] for row in outputs.csv()][::2]
+
+
+def test_a_score_without_predictions_is_compared_over_seeds(outputs):
+    for seed in range(3):
+        outputs.run("mlm", seed, 0.2)
+        outputs.run("tlm", seed, 0.4 + 0.1 * seed)
+    for path in (outputs.folder / "stages").glob("*/predictions.jsonl"):
+        path.unlink()
+    outputs.report(baseline="objective=mlm")
+    row = outputs.csv()[1]
+    assert (row[f"{KEY}.difference.seeds"], row[f"{KEY}.difference.examples"]) == ("3", "")
+    assert float(row[f"{KEY}.difference.low"]) < 0.3 < float(row[f"{KEY}.difference.high"])
+
+
+@pytest.mark.parametrize(
+    ("baseline", "message"),
+    [
+        ("objective=mln", r"baseline: no configuration has objective=mln; objective is mlm, tlm. Did you mean 'mlm'\?"),
+        ("objectiv=mlm", r"no configuration is called 'objectiv=mlm'; there are .* Did you mean 'objective'\?"),
+        ("objective=mlm trainer.max_steps=20", "no configuration has trainer.max_steps=20"),
+    ],
+)
+def test_an_unknown_baseline(outputs, baseline, message):
+    outputs.run("mlm", 0, 0.2)
+    outputs.run("tlm", 0, 0.2)
+    with pytest.raises(UserError, match=message):
+        outputs.report(baseline=baseline)
+
+
+def test_no_runs_and_a_broken_summary(outputs):
+    with pytest.raises(UserError, match="there is no run in"):
+        outputs.report()
+    (outputs.folder / "runs" / "x").mkdir(parents=True)
+    (outputs.folder / "runs" / "x" / "summary.json").write_text("{")
+    with pytest.raises(UserError, match=r"x/summary.json: is no summary of a run"):
+        outputs.report()
+
+
+def test_class_scores_come_out_of_labels_and_predictions(tmp_path):
+    rng = np.random.default_rng(0)
+    gold = rng.choice(["a", "b", "c"], 300, p=[0.6, 0.3, 0.1]).tolist()
+    predicted = [label if rng.random() < 0.6 else str(rng.choice(["a", "b", "d"])) for label in gold]
+    records = [
+        {"id": str(i), "split": "test", "label": g, "prediction": p} for i, (g, p) in enumerate(zip(gold, predicted, strict=True))
+    ]
+    (tmp_path / "predictions.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    for metric, average in (("macro_f1", "macro"), ("weighted_f1", "weighted"), ("accuracy", "micro")):
+        found, ids = statistic([tmp_path], ScoreKey("t", "test", metric))
+        labels = ["a", "b", "c"]
+        expected = (
+            np.mean(np.array(gold) == predicted)
+            if metric == "accuracy"
+            else f1_score(gold, predicted, labels=labels, average=average)
+        )
+        assert found.values()[0] == pytest.approx(expected)
+        assert len(ids) == 300
+        # A resample is the score of the resampled lists.
+        drawn = rng.integers(300, size=300)
+        weights = np.bincount(drawn, minlength=300).astype(np.float32)[:, None]
+        resampled = [gold[i] for i in drawn], [predicted[i] for i in drawn]
+        expected = np.mean(np.array(resampled[0]) == resampled[1])
+        if metric != "accuracy":
+            expected = f1_score(*resampled, labels=labels, average=average)
+        assert found.resampled(weights)[0, 0] == pytest.approx(expected)
+
+
+def test_the_report_imports_nothing_of_the_workers():
+    code = (
+        "import sys, mlmx.report; print([m for m in ('torch', 'transformers', 'datasets', 'wandb', 'sklearn') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
