@@ -37,8 +37,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def config(family: str, **settings):
     sizes = {
         "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "max_position_embeddings": 80, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3,
+        "intermediate_size": 48, "max_position_embeddings": 80,
+        "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3,
         # Far from the usual 0.02, so that attention, and its mistakes, weigh something.
         "initializer_range": 0.2,
     }  # fmt: skip
