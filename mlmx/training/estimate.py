@@ -1,0 +1,93 @@
+"""What training stages will cost, without running or downloading anything but a config.
+
+``python -m mlmx.training.estimate`` reads a JSON list of stage configs on stdin, in the order in which they would run, their
+``parents`` being absolute paths, and prints a JSON list of mappings with ``num_parameters``, ``tokens``, ``steps`` and
+``memory_bytes``; null where a number cannot be known.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig
+
+from mlmx.build import build, settings_of
+from mlmx.models.load import Pretrained, Scratch, load_config
+
+# Weights, gradients and AdamW's two moments, all float32.
+_BYTES_PER_PARAMETER = 16
+# Vectors of width `hidden_size` that a layer keeps for the backward pass: inputs of projections and norms, queries, keys, values,
+# residuals. Counted for BERT; good to a factor of two.
+_KEPT_PER_LAYER = 12
+# How much of a batch meets the vocabulary head; more than the usual mask ratios.
+_PREDICTED_RATIO = 0.2
+
+
+def estimate(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the costs of each stage.
+
+    Args:
+        stages: configs as in ``config.yaml``; parents are absolute paths.
+    """
+    return [_costs(stage, {stage["fingerprint"][:8]: stage for stage in stages}) for stage in stages]
+
+
+def _costs(stage: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    trainer = settings_of(stage["spec"]["trainer"])
+    steps, batch_tokens = trainer.get("max_steps"), trainer.get("batch_tokens")
+    costs: dict[str, Any] = {
+        "num_parameters": None,
+        "steps": steps,
+        "tokens": steps * batch_tokens if steps is not None and batch_tokens is not None else None,
+        "memory_bytes": None,
+    }
+    config = _config(stage, others)
+    if config is None:
+        return costs
+    with torch.device("meta"):
+        try:
+            model = AutoModelForMaskedLM.from_config(config)
+        except ValueError:
+            return costs
+    costs["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    tokens = min((size for size in (batch_tokens, trainer.get("micro_batch_tokens")) if size), default=None)
+    if trainer.get("batch_examples"):
+        tokens = min(tokens or sys.maxsize, trainer["batch_examples"] * trainer["max_length"])
+    if tokens is not None:
+        size = 2 if trainer.get("precision") == "bfloat16" else 4
+        inner = 2 * getattr(config, "intermediate_size", 4 * config.hidden_size)
+        per_token = size * config.num_hidden_layers * (_KEPT_PER_LAYER * config.hidden_size + inner)
+        # Logits, their softmax and its gradient are float32 whatever the precision.
+        head = 3 * 4 * _PREDICTED_RATIO * config.vocab_size if stage["kind"] == "pretrain" else 0
+        costs["memory_bytes"] = int(costs["num_parameters"] * _BYTES_PER_PARAMETER + tokens * (per_token + head))
+    return costs
+
+
+def _config(stage: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> PreTrainedConfig | None:
+    # The model is the stage's own, that of a finished parent, or that of a parent among the stages still to run.
+    parents = {role: Path(path) for role, path in stage["parents"].items()}
+    for role in ("encoder", "model"):
+        if role in parents:
+            if (parents[role] / "encoder" / "config.json").exists():
+                return load_config(parents[role])
+            parent = others.get(parents[role].name.rpartition("-")[2])
+            return _config(parent, others) if parent is not None else None
+    node = stage["spec"].get("model")
+    if node is None:
+        return None
+    model = build({**node, "tokenizer": None} if "tokenizer" in node else node, None, where="model")
+    if isinstance(model, Pretrained):
+        return model.config()
+    assert isinstance(model, Scratch)
+    tokenizer = parents.get("tokenizer", Path()) / "tokenizer"
+    trained = (tokenizer / "tokenizer_config.json").exists()
+    return model.config(len(AutoTokenizer.from_pretrained(tokenizer)) if trained else node["tokenizer"]["vocab_size"])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(estimate(json.load(sys.stdin))))
