@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import psutil
-
 from mlmx.driver import launch
 from mlmx.driver.contents import source_hash
 from mlmx.driver.directories import Placed
-from mlmx.driver.lease import stage_lease
+from mlmx.driver.lease import drain, reading, stage_lease
 from mlmx.driver.say import say, show
 from mlmx.driver.stages import place_of
+from mlmx.driver.sweep import command_began, end_with_main_process
 from mlmx.errors import Problem, UserError
 from mlmx.stage import StageDir, canonical_json
 
@@ -43,6 +40,7 @@ def run_stages(
         UserError: if the user can mend what went wrong.
         StageFailedError: if a stage failed otherwise.
     """
+    end_with_main_process()
     before = command_began() if fresh is True else float(fresh)
     source = source_hash()
     check([one for one in placed if not one.directory.finished or before], config)
@@ -81,12 +79,6 @@ def check(placed: Sequence[Placed], config: Mapping[str, Any]) -> None:
         raise UserError(list(problems.values()))
 
 
-def command_began() -> float:
-    """Return when the user's command began, in seconds since 1970; jobs of a parallel sweep began with their main process."""
-    is_job = multiprocessing.current_process().name != "MainProcess"
-    return psutil.Process(os.getppid() if is_job else None).create_time()
-
-
 def _carry_out(one: Placed, source: str, before: float, worker: str) -> bool:
     """Run a stage unless its result is there; return whether it was."""
     told = _Waiting(one.label)
@@ -99,6 +91,7 @@ def _carry_out(one: Placed, source: str, before: float, worker: str) -> bool:
             # Somebody else may have finished it meanwhile.
             if _is_usable(directory, before):
                 continue
+            drain(directory, told.tell)
             if before and _began(directory) < before and directory.config_path.exists():
                 _set_aside(directory)
                 continue
@@ -109,7 +102,8 @@ def _carry_out(one: Placed, source: str, before: float, worker: str) -> bool:
             say(f"{one.label}: running in {directory.path}")
             started = time.monotonic()
             try:
-                launch.launch(directory, say=told.tell, show=show, worker=worker)
+                with reading(parent.directory for parent in one.parents.values()):
+                    launch.launch(directory, say=told.tell, show=show, worker=worker)
             except Exception:
                 say(f"{one.label}: failed after {time.monotonic() - started:.1f} s")
                 raise

@@ -18,7 +18,8 @@ from typing import IO, Any
 
 import psutil
 
-from mlmx.driver.lease import drain_workers, gpu_lease, registered_workers
+from mlmx.driver.lease import drain, gpu_lease, registered_workers
+from mlmx.driver.sweep import stage_is_running
 from mlmx.stage import StageDir, user_error_from_json
 
 WORKER = "mlmx.training.worker"
@@ -92,6 +93,12 @@ def launch(
     _raise_failure(stage, process.returncode)
 
 
+def attached(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command and the environment of a program that ends when this process does, however it ends."""
+    environment = {**os.environ, _DRIVER_VARIABLE: _driver("-"), "PYTHONUNBUFFERED": "1"}
+    return [sys.executable, "-m", _WATCH, module, *arguments], environment
+
+
 def run_attached(
     module: str, *arguments: str, text: str | None = None, output: IO[Any] | None = None, timeout_seconds: float
 ) -> str:
@@ -110,8 +117,7 @@ def run_attached(
     Raises:
         StageFailedError: if it fails or takes too long.
     """
-    environment = {**os.environ, _DRIVER_VARIABLE: _driver("-"), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", _WATCH, module, *arguments]
+    command, environment = attached(module, *arguments)
     try:
         done = subprocess.run(
             command,
@@ -163,25 +169,15 @@ def _num_cores() -> int:
 
 
 def _wait(process: subprocess.Popen[bytes], stage: StageDir, signals: _Signals, log: _Log, grace_seconds: float) -> None:
-    parent = os.getppid()
     killed_at: float | None = None
     while process.poll() is None:
         log.follow()
-        if signals.num_received == 0 and _sweep_is_gone(parent):
-            signals.receive(signal.SIGTERM, None)
         if signals.num_received and killed_at is None:
             _signal_all(process, stage, signal.SIGTERM)
             killed_at = time.monotonic() + grace_seconds
         if killed_at is not None and (signals.num_received > 1 or time.monotonic() > killed_at):
             _signal_all(process, stage, signal.SIGKILL)
         time.sleep(_POLL_SECONDS)
-
-
-def _sweep_is_gone(parent: int) -> bool:
-    """Tell whether this is a job of a parallel sweep whose main process has died; a shell that left is no reason to end."""
-    import multiprocessing
-
-    return multiprocessing.current_process().name != "MainProcess" and os.getppid() != parent
 
 
 def _end(process: subprocess.Popen[bytes], stage: StageDir, grace_seconds: float, signals: _Signals) -> None:
@@ -196,12 +192,12 @@ def _end(process: subprocess.Popen[bytes], stage: StageDir, grace_seconds: float
     if process.returncode != 0:
         # Workers that only begin now read this and end.
         stage.write_status("failed", error=stage.status().get("error"), launch="")
-    if not drain_workers(stage, _be_silent, 0.5):
+    if not drain(stage, _be_silent, 0.5):
         _signal_all(process, stage, signal.SIGTERM)
         patience = 0.0 if signals.num_received > 1 else grace_seconds
-        if not drain_workers(stage, _be_silent, patience):
+        if not drain(stage, _be_silent, patience):
             _signal_all(process, stage, signal.SIGKILL)
-            drain_workers(stage, _be_silent, _LAST_GRACE_SECONDS)
+            drain(stage, _be_silent, _LAST_GRACE_SECONDS)
 
 
 def _be_silent(message: str) -> None:
@@ -305,11 +301,13 @@ class _Signals:
                 # nohup and shells ignore some of them on purpose.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self.receive)
+        stage_is_running.set()
         return self
 
     def __exit__(self, *details: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        stage_is_running.clear()
 
     def raise_received(self) -> None:
         """Raise what the first signal would have raised."""

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -28,27 +28,29 @@ Say = Callable[[str], None]
 
 @contextmanager
 def stage_lease(stage: StageDir, say: Say) -> Iterator[None]:
-    """Hold a stage: alone among drivers, and with no worker of an earlier one left.
+    """Be the only driver at work on a stage. Before anything is changed in it, its users must be drained too.
 
     Args:
         stage: whose directory; made if need be.
-        say: told once for whom it waits.
+        say: told for whom it waits.
     """
-    with ExitStack() as held:
-        waited_for: set[str] = set()
-
-        def tell(message: str) -> None:
-            if message not in waited_for:
-                waited_for.add(message)
-                say(message)
-
-        file = _lock_in_place(stage.lock_path, tell)
-        held.enter_context(file)
+    with _lock_in_place(stage.lock_path, said_once(say)) as file:
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
         file.flush()
-        drain_workers(stage, tell)
         yield
+
+
+def said_once(say: Say) -> Say:
+    """Return a ``say`` that does not repeat itself."""
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    return say_once
 
 
 def _lock_in_place(path: Path, tell: Say) -> IO[str]:
@@ -74,15 +76,16 @@ def _holder(path: Path) -> str:
     return f"pid {holder['pid']} on {holder['host']}, which holds it since {holder['since']}"
 
 
-def drain_workers(stage: StageDir, tell: Say, timeout_seconds: float | None = None) -> bool:
-    """Wait until no worker holds the stage; return whether that came about in time."""
+def drain(stage: StageDir, say: Say, timeout_seconds: float | None = None) -> bool:
+    """Wait until no worker works on a stage and no later stage reads it; return whether that came about in time."""
+    tell = said_once(say)
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     with stage.workers_lock_path.open("a+", encoding="utf-8") as file:
         while not try_lock(file):
             if deadline is not None and time.monotonic() > deadline:
                 return False
             pids = ", ".join(str(pid) for pid, _ in registered_workers(stage)) or "unknown"
-            tell(f"waits for the last workers of an earlier run (pid {pids})")
+            tell(f"waits for processes that still use {stage.path.name} (workers: pid {pids})")
             time.sleep(_POLL_SECONDS)
         file.truncate(0)
     return True
@@ -97,6 +100,17 @@ def registered_workers(stage: StageDir) -> list[tuple[int, float]]:
     # The last line may be half written.
     entries = [line.split() for line in lines[:-1]]
     return [(int(entry[0]), float(entry[1])) for entry in entries if len(entry) == 2]
+
+
+@contextmanager
+def reading(stages: Iterable[StageDir]) -> Iterator[None]:
+    """Hold finished stages as one of their readers, so that nobody sets them aside meanwhile."""
+    with ExitStack() as held:
+        for stage in stages:
+            file = held.enter_context(stage.workers_lock_path.open("a", encoding="utf-8"))
+            while not try_lock(file, shared=True):
+                time.sleep(_POLL_SECONDS)
+        yield
 
 
 @contextmanager

@@ -11,7 +11,14 @@ ROOT = Path(__file__).parents[2]
 
 def frozen(outputs: Path, **changes: Any) -> dict[str, Any]:
     """Return a chain of one pretraining and a task; dotted keys (with __ for .) change settings."""
-    objective = {"_target_": "mlmx.x.Objective", "_version_": 1, "_name_": "mlm", "_no_effect_": ["log_every"], "rate": 0.15, "log_every": 5}
+    objective = {
+        "_target_": "mlmx.x.Objective",
+        "_version_": 1,
+        "_name_": "mlm",
+        "_no_effect_": ["log_every"],
+        "rate": 0.15,
+        "log_every": 5,
+    }
     config: dict[str, Any] = {
         "name": "test",
         "seed": 0,
@@ -26,8 +33,17 @@ def frozen(outputs: Path, **changes: Any) -> dict[str, Any]:
         },
         "model": {"_target_": "mlmx.x.Scratch", "_version_": 1, "_name_": "tiny", "width": 8, "tokenizer": tokenizer()},
         "corpus": corpus("microworld"),
-        "task": {"bitext": {"_target_": "mlmx.x.Bitext", "_version_": 1, "_name_": "bitext", "name": "bitext", "behaviour": "finish"}},
-        "parallel": {"num_processes": 1, "strategy": "replicate", "device": "cpu", "num_threads": 1, "max_restarts": 0, "timeout_seconds": 60},
+        "task": {
+            "bitext": {"_target_": "mlmx.x.Bitext", "_version_": 1, "_name_": "bitext", "name": "bitext", "behaviour": "finish"}
+        },
+        "parallel": {
+            "num_processes": 1,
+            "strategy": "replicate",
+            "device": "cpu",
+            "num_threads": 1,
+            "max_restarts": 0,
+            "timeout_seconds": 60,
+        },
         "tracker": {"mode": "disabled", "project": "mlmx", "entity": None},
         "outputs": str(outputs),
         "plugins": [],

@@ -113,7 +113,9 @@ def test_a_finished_chain_imports_nothing_heavy_and_is_quick(tmp_path):
     config = frozen(tmp_path / "outputs")
     run(tmp_path, config)
     started = time.monotonic()
-    done = subprocess.run(driver_command(config, tmp_path / "again"), cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        driver_command(config, tmp_path / "again"), cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
     assert "HEAVY []" in done.stdout
     assert time.monotonic() - started < 3
     assert done.stdout.count(": reused\n") == 4
@@ -122,7 +124,8 @@ def test_a_finished_chain_imports_nothing_heavy_and_is_quick(tmp_path):
 def test_equal_chains_side_by_side_do_each_stage_once(tmp_path):
     config = frozen(tmp_path / "outputs", stages__pretrain__objective__behaviour="brief")
     drivers = [
-        subprocess.Popen(driver_command(config, tmp_path / f"run{i}"), cwd=ROOT, stdout=subprocess.PIPE, text=True) for i in range(3)
+        subprocess.Popen(driver_command(config, tmp_path / f"run{i}"), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for i in range(3)
     ]
     outputs = [driver.communicate(timeout=60)[0] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0, 0], outputs

@@ -1,0 +1,69 @@
+"""Which stages a config has."""
+
+from mlmx.driver.stages import place_of, stages_of
+from tests.driver.configs import corpus, frozen
+
+GOLD = {"_target_": "mlmx.x.Gold", "_version_": 1, "_name_": "gold"}
+
+
+def described(config):
+    """Return (kind, name, parents) of each stage."""
+    return [
+        (stage.kind, stage.name, {role: f"{parent.kind} {parent.name}" for role, parent in stage.parents.items()})
+        for stage in stages_of(config)
+    ]
+
+
+def test_pretrain_and_judge(tmp_path):
+    assert described(frozen(tmp_path)) == [
+        ("prepare", "tokenizer", {}),
+        ("prepare", "microworld", {"tokenizer": "prepare tokenizer"}),
+        ("pretrain", "mlm", {"tokenizer": "prepare tokenizer", "prepare": "prepare microworld"}),
+        ("eval", "bitext", {"encoder": "pretrain mlm"}),
+    ]
+
+
+def test_two_pretrainings_in_a_row_with_annotation(tmp_path):
+    config = frozen(tmp_path, chain=["mono", "para"])
+    base = config["stages"].pop("pretrain")
+    annotated = {**base, "objective": {**base["objective"], "_needs_annotation_": True}, "annotator": GOLD}
+    config["stages"] = {"mono": {**annotated, "corpus": corpus("news")}, "para": annotated}
+    shape = described(config)
+    assert [(kind, name) for kind, name, _ in shape] == [
+        ("prepare", "tokenizer"),
+        ("prepare", "news"),
+        ("annotate", "gold"),
+        ("pretrain", "mono"),
+        ("prepare", "microworld"),
+        ("annotate", "gold"),
+        ("pretrain", "para"),
+        ("eval", "bitext"),
+    ]
+    stages = stages_of(config)
+    second = next(stage for stage in stages if stage.name == "para")
+    assert second.parents["encoder"].name == "mono"
+    assert "model" not in second.spec
+    assert second.parents["annotate"].parents["prepare"] is second.parents["prepare"]
+    assert stages[0].spec["corpora"] == [corpus("news"), corpus("microworld")]
+    assert place_of(second, "objective.rate") == "objective.rate"
+
+
+def test_finetune_without_pretraining(tmp_path):
+    config = frozen(tmp_path, chain=[], stages={})
+    config["model"] = {"_target_": "mlmx.x.Pretrained", "source": "x", "revision": "main"}
+    config["task"] = {"sentiment": {"_target_": "mlmx.x.Sentiment", "name": "sentiment", "trainer": {"_target_": "mlmx.x.Trainer"}}}
+    assert described(config) == [("finetune", "sentiment", {}), ("eval", "sentiment", {"model": "finetune sentiment"})]
+    finetune, evaluation = stages_of(config)
+    assert finetune.spec == {
+        "seed": 0,
+        "task": {"_target_": "mlmx.x.Sentiment", "name": "sentiment"},
+        "trainer": {"_target_": "mlmx.x.Trainer"},
+        "model": config["model"],
+    }
+    assert evaluation.spec == {"task": finetune.spec["task"]}
+    assert place_of(finetune, "trainer.max_steps") == "task.sentiment.trainer.max_steps"
+
+
+def test_judging_a_model_from_scratch_untrained(tmp_path):
+    shape = described(frozen(tmp_path, chain=[], stages={}))
+    assert shape == [("prepare", "tokenizer", {}), ("eval", "bitext", {"tokenizer": "prepare tokenizer"})]
