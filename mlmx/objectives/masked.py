@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -117,7 +118,9 @@ class MaskedObjective(Objective):
         assert self.encoder.head is not None
         selected, targets = batch.tensors["selected"], batch.tensors["targets"]
         # Only selected tokens reach the head: over a large vocabulary it costs more than the encoder.
-        logits = self.encoder.head(self.encoder(batch)[selected]).float()
+        logits = self.encoder.head(self.encoder(batch)[selected])
+        # Half precision is too coarse to sum in.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits, targets, reduction="sum")
         count = targets.new_tensor(len(targets))
         metrics: dict[str, tuple[Tensor, Tensor]] = {

@@ -1,0 +1,186 @@
+"""What every objective keeps; each YAML in ``conf/objective`` is held to it without being listed anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_pairs import NAMES, batch_of, make_objective, node_of, rows_of, tiny_encoder, train
+
+from mlmx.data.batch import Batch
+from mlmx.models.load import load_encoder
+from mlmx.objectives.objective import Objective
+from mlmx.training.parallel import ProcessGroup
+from mlmx.training.trainer import Stopped
+
+pytestmark = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def loss_of(objective: Objective, batches: list[Batch]) -> torch.Tensor:
+    """The loss as the design defines it: summed terms over counts totalled over all micro-batches."""
+    counts = {term: sum(batch.counts[term] for batch in batches) for term in objective.weights}
+    total = torch.zeros((), dtype=torch.float64)
+    for batch in batches:
+        for term, value in objective(batch).terms.items():
+            total = total + objective.weights[term] * value / max(counts[term], 1)
+    return total
+
+
+def gradient(objective: Objective, batches: list[Batch]) -> torch.Tensor:
+    objective.zero_grad()
+    loss_of(objective, batches).backward()
+    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+
+
+def test_terms_weights_and_counts_have_the_same_names(name):
+    objective = make_objective(name)
+    batch = batch_of(objective, range(8))
+    output = objective(batch)
+    assert set(output.terms) == set(objective.weights) == set(batch.counts)
+    assert all(term.ndim == 0 and term.dtype == torch.float32 for term in output.terms.values())
+    assert all(count > 0 for count in batch.counts.values())
+    for total, count in output.metrics.values():
+        assert 0 <= float(total) <= float(count)
+
+
+def test_accumulation_gives_the_same_gradient(name):
+    objective = make_objective(name).double()
+    if objective.batch_coupled:
+        pytest.skip("examples interact by design; the trainer refuses to cut such batches up")
+    whole = gradient(objective, [batch_of(objective, range(8))])
+    parts = gradient(objective, [batch_of(objective, [row]) for row in range(8)])
+    assert whole.norm() > 0
+    assert (whole - parts).norm() <= 1e-12 * whole.norm()
+
+
+def test_accumulation_gives_the_same_losses(name, tmp_path):
+    if make_objective(name).batch_coupled:
+        pytest.skip("examples interact by design; the trainer refuses to cut such batches up")
+    # Rows are longer than one token, so each is a micro-batch of its own: 1 x 8 against 8 x 1.
+    train(tmp_path / "whole", name, max_steps=8)
+    train(tmp_path / "parts", name, max_steps=8, micro_batch_tokens=1)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> Path:
+    """All objectives trained by one and the same pair of processes."""
+    folder = tmp_path_factory.mktemp("two")
+    program = Path(__file__).with_name("tiny_pairs.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program), str(folder)]
+    done = subprocess.run(command, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_two_ranks_equal_one(name, tmp_path, two_ranks):
+    train(tmp_path, name)
+    assert len(losses(tmp_path)) == 20
+    assert losses(two_ranks / name) == pytest.approx(losses(tmp_path), rel=1e-6)
+
+
+class StopAfterSix(ProcessGroup):
+    """Asks for a stop in the sixth step: each step gathers twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gathered = 0
+
+    def gather(self, value):
+        self.gathered += 1
+        if self.gathered == 11:
+            self.request_stop()
+        return super().gather(value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_six_and_six_steps_are_bitwise_twelve(name, num_workers, tmp_path):
+    whole, _ = train(tmp_path / "whole", name, max_steps=12)
+    with pytest.raises(Stopped, match="after step 6 of 12"):
+        train(tmp_path / "halves", name, max_steps=12, num_workers=num_workers, processes=StopAfterSix())
+    halves, _ = train(tmp_path / "halves", name, max_steps=12, num_workers=num_workers)
+    assert losses(tmp_path / "halves") == losses(tmp_path / "whole")
+    expected = whole.state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in halves.state_dict().items())
+
+
+def test_one_batch_overfits(name):
+    objective = make_objective(name, tiny_encoder(hidden_size=64)).train()
+    batch = batch_of(objective, range(4))
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-2)
+    first = loss_of(objective, [batch]).item()
+    for step in range(80):
+        optimizer.zero_grad()
+        loss = loss_of(objective, [batch])
+        loss.backward()
+        optimizer.step()
+        objective.after_step(step)
+    assert loss.item() < 0.1 * first
+
+
+def test_trainable_parameters_get_a_gradient_and_frozen_ones_none(name):
+    objective = make_objective(name)
+    gradient(objective, [batch_of(objective, range(16))])
+    without = [key for key, p in objective.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    # Adding a constant to all scores of a query changes nothing, so the keys' biases have no gradient but for rounding.
+    assert not [key for key in without if "key.bias" not in key]
+    assert not [key for key, p in objective.named_parameters() if not p.requires_grad and p.grad is not None]
+
+
+def test_packed_equals_padded(name):
+    objective = make_objective(name).double().eval()
+    batch = batch_of(objective, range(12))
+    encoder = objective.encoder
+    assert encoder.packed
+    packed = objective(batch)
+    encoder.packed = False
+    encoder.base.set_attn_implementation("sdpa")
+    padded = objective(batch)
+    for term, value in packed.terms.items():
+        assert padded.terms[term].item() == pytest.approx(value.item(), rel=1e-10)
+
+
+def test_exported_encoder_gives_equal_embeddings(name, tmp_path):
+    objective, _ = train(tmp_path / "stage", name, max_steps=2)
+    objective.export(tmp_path / "encoder")
+    loaded = load_encoder(tmp_path / "encoder").eval()
+    batch = batch_of(objective, range(8))
+    with torch.no_grad():
+        assert torch.equal(loaded(batch), objective.encoder(batch))
+
+
+def test_batches_are_functions_of_seed_epoch_and_row(name):
+    objective = make_objective(name)
+    rows = rows_of(objective)
+    again = {key: tensor.numpy() for key, tensor in batch_of(objective, range(8), rows=rows).tensors.items()}
+    for key, tensor in batch_of(make_objective(name), range(8)).tensors.items():
+        np.testing.assert_array_equal(tensor.numpy(), again[key])
+    others = (batch_of(objective, range(8), epoch=1), batch_of(objective, range(8), seed=1))
+    for other in others:
+        changed = [key for key, tensor in other.tensors.items() if not np.array_equal(tensor.numpy(), again[key])]
+        assert changed or not torch.equal(other.keys, batch_of(objective, range(8)).keys)
+
+
+def test_rows_without_predictions_are_harmless(name):
+    if "mask_ratio" not in node_of(name):
+        pytest.skip("has no ratio to set to 0")
+    objective = make_objective(name, mask_ratio=0.0)
+    batch = batch_of(objective, range(4))
+    assert set(batch.counts.values()) == {0}
+    assert not gradient(objective, [batch]).any()

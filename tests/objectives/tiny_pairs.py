@@ -1,0 +1,190 @@
+"""A tiny bilingual corpus, encoder and training that depend on no other component; as a program, one rank of a training.
+
+Sixty lemmas, each a word of one to four pieces in either language; the second side of a pair is the first one reversed. Lemmas
+decide part of speech and entity class.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from mlmx import keyed
+from mlmx.build import build
+from mlmx.data.batch import Batch, BatchContext
+from mlmx.data.gather import Side, Source, gather
+from mlmx.data.rows import CorpusInfo, RowDataset, TokenRows
+from mlmx.data.vocabulary import Vocabulary
+from mlmx.models.load import Scratch
+from mlmx.objectives.objective import Objective
+from mlmx.stage import StageDir
+from mlmx.training.parallel import ProcessGroup, process_group
+from mlmx.training.trainer import Trainer
+
+CONF = Path(__file__).parents[2] / "conf" / "objective"
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+
+SPECIALS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+NUM_LEMMAS, NUM_ENDINGS = 60, 20
+VOCABULARY_SIZE = len(SPECIALS) + 2 * NUM_LEMMAS + NUM_ENDINGS
+
+PARALLEL = CorpusInfo(
+    parallel=True,
+    languages=("aa", "bb"),
+    tag_names={"pos": ("", "NOUN", "VERB", "ADP"), "entity": ("", "O", "PER", "LOC"), "entity_start": ("", "B")},
+)
+MONOLINGUAL = CorpusInfo(parallel=False, languages=PARALLEL.languages, tag_names=PARALLEL.tag_names)
+
+TRAINER: dict[str, Any] = {
+    "max_steps": 20,
+    "max_epochs": None,
+    "batch_tokens": None,
+    "batch_examples": 8,
+    "micro_batch_tokens": None,
+    "max_length": 128,
+    "overlong": "split",
+    "learning_rate": 1e-3,
+    "schedule": "linear",
+    "warmup_ratio": 0.1,
+    "decay_ratio": None,
+    "weight_decay": 0.01,
+    "betas": (0.9, 0.98),
+    "eps": 1e-6,
+    "max_grad_norm": 1.0,
+    "dropout": 0.0,
+    "precision": "float32",
+    "log_every_steps": 1,
+    "checkpoint_every_steps": None,
+    "keep_checkpoints": 2,
+    "num_workers": 0,
+}
+
+
+def node_of(name: str, **settings: Any) -> dict[str, Any]:
+    """The YAML of an objective, with some settings replaced."""
+    return {**yaml.safe_load((CONF / f"{name}.yaml").read_text()), **settings}
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    words = [*SPECIALS.values(), *(f"w{i}" for i in range(VOCABULARY_SIZE - len(SPECIALS)))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS)
+
+
+def tiny_encoder(seed: int = 0, architecture: str = "bert", hidden_size: int = 32):
+    torch.manual_seed(seed)
+    return Scratch(
+        tiny_tokenizer(),
+        architecture=architecture,
+        num_layers=2,
+        hidden_size=hidden_size,
+        num_heads=4,
+        intermediate_size=2 * hidden_size,
+        max_length=128,
+        initializer_range=0.02,
+        tokenizer=None,
+    ).build()
+
+
+class TinyRows(RowDataset):
+    """The corpus as segments or as pairs."""
+
+    def __init__(self, vocabulary: Vocabulary, view: str, separator: str = "template", num_pairs: int = 48) -> None:
+        self.view = view
+        self.layout = vocabulary.single if view == "segment" else vocabulary.pair_layout(separator)
+        self.num_truncated = {}
+        roots = keyed.row_keys(seed=7, epoch=0, row_ids=np.arange(num_pairs))
+        num_words = 4 + keyed.integers(roots, 9)
+        pieces, words, lemmas, starts = [], [], [], [0]
+        self.first_words = []
+        for pair in range(num_pairs):
+            drawn = keyed.integers(keyed.fold(roots[pair : pair + 1], np.arange(num_words[pair])), NUM_LEMMAS)
+            for language, side in enumerate((drawn, drawn[::-1])):
+                self.first_words.append(len(lemmas))
+                for word, lemma in enumerate(side.tolist()):
+                    spelled = _spell(lemma, language)
+                    pieces += spelled
+                    words += [word] * len(spelled)
+                    lemmas.append(lemma)
+                starts.append(len(pieces))
+        lemma = np.array(lemmas)
+        entity = np.select([lemma < 6, lemma < 12], [2, 3], 1).astype(np.uint8)
+        self.source = Source(
+            pieces=np.array(pieces),
+            words=np.array(words, np.int32),
+            tags={"pos": (1 + lemma % 3).astype(np.uint8), "entity": entity, "entity_start": (entity > 1).astype(np.uint8)},
+        )
+        self.starts = np.array(starts[:-1])
+        self.sizes = np.diff(starts)
+        per_row = self.sizes if view == "segment" else self.sizes.reshape(-1, 2).sum(axis=1)
+        specials = len(self.layout.prefix) + len(self.layout.suffix) + (len(self.layout.middle) if view == "pair" else 0)
+        self.lengths = (per_row + specials).astype(np.int32)
+
+    def take(self, indices: NDArray[np.int64]) -> TokenRows:
+        numbers = [indices] if self.view == "segment" else [2 * indices, 2 * indices + 1]
+        sides = [
+            Side(
+                starts=self.starts[number],
+                lengths=self.sizes[number],
+                languages=(number % 2).astype(np.int8),
+                first_words=np.array(self.first_words)[number],
+            )
+            for number in numbers
+        ]
+        return gather(self.layout, self.source, sides, indices)
+
+
+def _spell(lemma: int, language: int) -> list[int]:
+    # The first piece tells the lemma; endings are shared.
+    first = len(SPECIALS) + language * NUM_LEMMAS + lemma
+    endings = [len(SPECIALS) + 2 * NUM_LEMMAS + (lemma * 7 + i) % NUM_ENDINGS for i in range(lemma % 4)]
+    return [first, *endings]
+
+
+def make_objective(name: str, encoder=None, corpus: CorpusInfo = PARALLEL, **settings: Any) -> Objective:
+    return build(node_of(name, **settings), encoder or tiny_encoder(), corpus, where="objective")
+
+
+def rows_of(objective: Objective, num_pairs: int = 48) -> TinyRows:
+    collator = objective.collator()
+    return TinyRows(objective.encoder.vocabulary, collator.view, collator.separator, num_pairs)
+
+
+def batch_of(objective: Objective, indices, seed: int = 0, epoch: int = 0, rows: RowDataset | None = None) -> Batch:
+    """The batch of these rows, as the loader makes it."""
+    indices = np.asarray(indices, np.int64)
+    keys = keyed.row_keys(seed=seed, epoch=epoch, row_ids=indices)
+    return objective.collator()((rows or rows_of(objective)).take(indices), BatchContext(keys=keys))
+
+
+def train(
+    folder: Path, name: str, *, processes: ProcessGroup | None = None, objective: Objective | None = None, **settings: Any
+) -> tuple[Objective, dict[str, Any]]:
+    """Train an objective of this name in a stage directory."""
+    stage = StageDir(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    objective = objective or make_objective(name)
+    trainer = Trainer(**{**TRAINER, **settings})
+    return objective, trainer.fit(objective, rows_of(objective), stage, seed=0, processes=processes or ProcessGroup())
+
+
+def train_all(processes: ProcessGroup, folder: Path) -> None:
+    for name in NAMES:
+        train(folder / name, name, processes=processes)
+
+
+if __name__ == "__main__":
+    with process_group(device="cpu", num_threads=1, timeout_seconds=60) as group:
+        train_all(group, Path(sys.argv[1]))
