@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mlmx.data.batch import Batch, BatchContext, Collator, packed_batch
 from mlmx.data.rows import RowDataset, TokenRows
-from mlmx.models.encoder import Encoder
+from mlmx.models.encoder import Encoder, dropout_of
 from mlmx.models.pooling import batches_by_length, pool
 from mlmx.objectives.objective import Objective, Output
 
@@ -48,16 +48,16 @@ class SequenceClassification(Objective):
         encoder: the encoder; its language-model head is dropped.
         num_classes: C.
         pooling: ``cls`` the first token's state, ``mean`` the mean over the row's tokens.
-        dropout: in [0, 1), of the pooled states.
     """
 
-    def __init__(self, encoder: Encoder, *, num_classes: int, pooling: Literal["mean", "cls"], dropout: float) -> None:
+    def __init__(self, encoder: Encoder, *, num_classes: int, pooling: Literal["mean", "cls"]) -> None:
         super().__init__()
         encoder.drop_head()
         self.encoder = encoder
         self.weights = {TERM: 1.0}
         self.pooling = pooling
-        self.dropout = nn.Dropout(dropout)
+        # The same as the encoder's; a trainer that sets dropout sets both.
+        self.dropout = nn.Dropout(dropout_of(encoder))
         self.classifier = nn.Linear(encoder.hidden_size, num_classes)
         nn.init.normal_(self.classifier.weight, std=_INITIAL_STD)
         nn.init.zeros_(self.classifier.bias)

@@ -6,10 +6,9 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field
 from sklearn.metrics import accuracy_score, f1_score
 
 from mlmx.build import Positive
@@ -36,7 +35,6 @@ class Sentiment(Task):
         data: the labelled sentences; the split ``train`` is fine-tuned on.
         splits: the splits to judge.
         pooling: ``cls`` or ``mean`` of the last layer.
-        dropout: in [0, 1), before the classifier; the encoder's own is the trainer's setting.
         max_length: tokens of a sentence, special ones included; longer ones are cut, and the cut pieces reported.
         batch_tokens: tokens per forward when judging.
     """
@@ -48,7 +46,6 @@ class Sentiment(Task):
         data: ClassificationData,
         splits: tuple[str, ...],
         pooling: Literal["mean", "cls"],
-        dropout: Annotated[float, Field(ge=0, lt=1)],
         max_length: Positive,
         batch_tokens: Positive,
     ) -> None:
@@ -56,12 +53,11 @@ class Sentiment(Task):
         self.data = data
         self.splits = splits
         self.pooling: Literal["mean", "cls"] = pooling
-        self.dropout = dropout
         self.max_length = max_length
         self.batch_tokens = batch_tokens
 
     def objective(self, encoder: Encoder) -> Objective:
-        return SequenceClassification(encoder, num_classes=len(self.labels), pooling=self.pooling, dropout=self.dropout)
+        return SequenceClassification(encoder, num_classes=len(self.labels), pooling=self.pooling)
 
     def training_rows(self, encoder: Encoder) -> RowDataset:
         return self._rows(encoder, self._training_examples, "train")

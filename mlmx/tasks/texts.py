@@ -26,7 +26,14 @@ def check_max_length(encoder: Encoder, max_length: int, *, task: str) -> None:
 
 
 def text_rows(
-    encoder: Encoder, texts: Sequence[str], *, max_length: int, task: str, what: str, labels: NDArray[np.int64] | None = None
+    encoder: Encoder,
+    texts: Sequence[str],
+    *,
+    max_length: int,
+    task: str,
+    what: str,
+    pairs: Sequence[str] | None = None,
+    labels: NDArray[np.int64] | None = None,
 ) -> TextRows:
     """Tokenise texts, one row each, and report how many pieces lie beyond ``max_length``.
 
@@ -36,10 +43,11 @@ def text_rows(
         max_length: tokens of a row, special ones included.
         task: the task's name, for messages.
         what: what the texts are, for messages.
+        pairs: the second text of each row, for rows of two.
         labels: (N,) a class per text.
     """
     check_max_length(encoder, max_length, task=task)
-    rows = TextRows(texts, encoder.tokenizer, encoder.vocabulary, max_length, labels=labels)
+    rows = TextRows(texts, encoder.tokenizer, encoder.vocabulary, max_length, pairs=pairs, labels=labels)
     if rows.num_truncated_rows:
         lost = sum(rows.num_truncated.values())
         message = "%s: %d of %d %s are longer than max_length=%d; %d pieces are cut off"

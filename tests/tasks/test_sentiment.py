@@ -37,7 +37,6 @@ def task(data: dict, **settings) -> Sentiment:
         "data": {"_target_": "mlmx.tasks.classification_data.ClassificationFiles", **files, **data},
         "splits": ["test"],
         "pooling": "mean",
-        "dropout": 0.0,
         "max_length": 16,
         "batch_tokens": 12,
     }

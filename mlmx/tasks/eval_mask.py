@@ -1,0 +1,197 @@
+"""The masked-language-model loss under one fixed mask, the same for every objective."""
+
+# S rows, T packed tokens, P selected tokens, D width, V vocabulary
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mlmx import keyed
+from mlmx.build import NonNegative, Positive, Ratio
+from mlmx.data.batch import BatchContext, packed_batch
+from mlmx.data.corpus import Corpus, Example
+from mlmx.data.rows_from_text import TextRows
+from mlmx.errors import user_error
+from mlmx.masking.corrupt import Corruption, corrupt
+from mlmx.masking.select import BernoulliTokens
+from mlmx.models.encoder import Encoder
+from mlmx.models.pooling import batches_by_length
+from mlmx.objectives.objective import Objective
+from mlmx.tasks.task import Evaluation, Score, Task
+from mlmx.tasks.texts import text_rows
+
+log = logging.getLogger(__name__)
+
+# Selected tokens whose logits are held at a time: with 250,000 words, 512 x V float32 are half a gigabyte.
+_CHUNK = 512
+
+
+class EvalMask(Task):
+    """Loss (nats) and accuracy per piece under a fixed mask, whatever the objective masked in training.
+
+    Training losses of objectives that mask different tokens, or different numbers of them, cannot be compared; this one can,
+    between encoders of one tokenizer. Each token is selected by itself with probability ``mask_ratio``, by keys that depend on
+    ``seed`` and the row alone, so all encoders have to predict the same tokens from the same rest. By default all of them become
+    the mask token: with random and kept ones among them, the loss would also measure how well an objective taught to tell them.
+
+    Where the corpus has several languages, each has a loss of its own beside the common one.
+
+    Args:
+        name: the task's name.
+        corpus: held-out text.
+        split: the name of this data in the scores.
+        view: ``segment``: each sentence by itself; ``pair``: both sides of a pair in one row, so that a side may help the other.
+        max_examples: how many examples of the corpus to use, from the first on; all if None.
+        seed: of the mask; not the run's, so that all runs are judged by the same one.
+        mask_ratio: in [0, 1].
+        corruption: what selected tokens are replaced by.
+        max_length: tokens of a row, special ones included; longer ones are cut, and the cut pieces reported.
+        batch_tokens: tokens per forward.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        corpus: Corpus,
+        split: str,
+        view: Literal["segment", "pair"],
+        max_examples: Positive | None,
+        seed: NonNegative,
+        mask_ratio: Ratio,
+        corruption: Corruption,
+        max_length: Positive,
+        batch_tokens: Positive,
+    ) -> None:
+        if view == "pair" and not corpus.parallel:
+            raise user_error(f"task.{name}.view", "pairs need a parallel corpus, and this one is monolingual.")
+        self.name = name
+        self.corpus = corpus
+        self.split = split
+        self.view: Literal["segment", "pair"] = view
+        self.max_examples = max_examples
+        self.seed = seed
+        self.select = BernoulliTokens(mask_ratio)
+        self.corruption = corruption
+        self.max_length = max_length
+        self.batch_tokens = batch_tokens
+
+    def evaluate(self, model: Encoder | Objective) -> Evaluation:
+        encoder = model.encoder if isinstance(model, Objective) else model
+        if encoder.head is None:
+            message = "judges by a language-model head, and this encoder has none; pretrain it, or take this task out."
+            raise user_error(f"task.{self.name}", message)
+        if encoder.vocabulary.mask_id is None:
+            raise user_error(f"task.{self.name}", "needs a mask token, and this tokenizer has none.")
+        texts, pairs, languages = self._texts()
+        what = "rows of the corpus"
+        rows = text_rows(encoder, texts, max_length=self.max_length, task=self.name, what=what, pairs=pairs)
+        losses, hits, counts = self._judge(encoder, rows)
+        records = self._records(losses, hits, counts, languages)
+        return Evaluation(scores=self._scores(records), predictions=records)
+
+    def _texts(self) -> tuple[list[str], list[str] | None, list[str]]:
+        # The texts, their partners in a pair, and their languages.
+        if self.view == "pair":
+            pairs = [example.segments for example in self._examples()]
+            return (
+                [first.text for first, _ in pairs],
+                [second.text for _, second in pairs],
+                ["-".join(self.corpus.languages)] * len(pairs),
+            )
+        segments = [segment for example in self._examples() for segment in example.segments]
+        return [segment.text for segment in segments], None, [segment.language for segment in segments]
+
+    def _examples(self) -> Iterator[Example]:
+        num_examples = 0
+        for example in self.corpus.examples():
+            if num_examples == self.max_examples:
+                break
+            num_examples += 1
+            yield example
+        for reason, number in self.corpus.skipped.items():
+            log.warning("%s: %d lines skipped: %s", self.name, number, reason)
+        if not num_examples:
+            raise user_error(f"task.{self.name}.corpus", "holds no examples.")
+
+    @torch.inference_mode()
+    def _judge(self, encoder: Encoder, rows: TextRows) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+        # (N,) per row: summed loss, correct predictions, selected tokens.
+        encoder.eval()
+        losses = np.zeros(len(rows), np.float64)
+        hits, counts = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+        device = next(encoder.parameters()).device
+        vocabulary = encoder.vocabulary
+        assert vocabulary.mask_id is not None
+        for indices in batches_by_length(rows.lengths, self.batch_tokens):
+            taken = rows.take(indices)
+            keys = keyed.row_keys(seed=self.seed, epoch=0, row_ids=indices)
+            selection = self.select(taken, keys)
+            input_ids = corrupt(
+                taken.input_ids,
+                selection,
+                keys,
+                corruption=self.corruption,
+                mask_id=vocabulary.mask_id,
+                ordinary_ids=vocabulary.ordinary_ids,
+            )
+            batch = packed_batch(taken, BatchContext(keys=keys), counts={}, input_ids=input_ids).to(device)
+            positions = torch.from_numpy(selection.positions).to(device)
+            targets = torch.from_numpy(taken.input_ids[selection.positions]).to(device)
+            loss_P, hit_P = _predict(encoder, encoder(batch)[positions], targets)
+            np.add.at(losses, indices[selection.row], loss_P.cpu().numpy())
+            np.add.at(hits, indices[selection.row], hit_P.cpu().numpy())
+            np.add.at(counts, indices[selection.row], 1)
+        return losses, hits, counts
+
+    def _records(
+        self, losses: NDArray[np.float64], hits: NDArray[np.int64], counts: NDArray[np.int64], languages: list[str]
+    ) -> list[dict[str, Any]]:
+        several = len(set(languages)) > 1
+        records = []
+        for i, language in enumerate(languages):
+            suffixes = ["", f"_{language}"] if several else [""]
+            ratios = {f"loss{suffix}": [float(losses[i]), int(counts[i])] for suffix in suffixes}
+            ratios |= {f"accuracy{suffix}": [int(hits[i]), int(counts[i])] for suffix in suffixes}
+            records.append({"id": str(i), "split": self.split, "ratios": ratios})
+        return records
+
+    def _scores(self, records: list[dict[str, Any]]) -> list[Score]:
+        metrics = sorted({metric for record in records for metric in record["ratios"]})
+        scores = []
+        for metric in metrics:
+            parts = np.array([record["ratios"][metric] for record in records if metric in record["ratios"]], np.float64)
+            part, whole = parts.sum(axis=0)
+            if not whole:
+                raise user_error(f"task.{self.name}.mask_ratio", "selects no token at all.")
+            scores.append(
+                Score(
+                    task=self.name,
+                    split=self.split,
+                    metric=metric,
+                    value=float(part / whole),
+                    num_examples=int(whole),
+                    higher_is_better=metric.startswith("accuracy"),
+                )
+            )
+        return scores
+
+
+def _predict(encoder: Encoder, states_PD: Tensor, targets_P: Tensor) -> tuple[Tensor, Tensor]:
+    # (P,) losses in nats and (P,) whether the likeliest piece is right.
+    assert encoder.head is not None
+    losses, hits = [torch.zeros(0, device=targets_P.device)], [torch.zeros(0, dtype=torch.bool, device=targets_P.device)]
+    for states, targets in zip(torch.split(states_PD, _CHUNK), torch.split(targets_P, _CHUNK), strict=True):
+        if len(targets):
+            logits = encoder.head(states).float()
+            losses.append(F.cross_entropy(logits, targets, reduction="none"))
+            hits.append(logits.argmax(dim=1) == targets)
+    return torch.cat(losses), torch.cat(hits)
