@@ -43,7 +43,7 @@ class Summary:
         self._scores: list[dict[str, Any]] = []
         self._record: dict[str, Any] = {
             "name": config["name"],
-            "command": _command(config.get("command"), overrides),
+            "command": config.get("command") or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "overrides": list(overrides),
             "config": {key: value for key, value in config.items() if key != "command"},
             "seed": config["seed"],
@@ -107,10 +107,6 @@ class Summary:
 
     def _write(self) -> None:
         write_atomically(self._run_dir / "summary.json", json.dumps(self._record, indent=1, ensure_ascii=False) + "\n")
-
-
-def _command(name: str | None, overrides: Sequence[str]) -> str:
-    return shlex.join(["mlmx", name, *overrides] if name else [Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _no_such_score(name: str, names: list[str]) -> UserError:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mlmx.driver import chain, execute
+from mlmx.driver import chain, execute, launch
 from mlmx.driver.launch import StageFailedError
 from mlmx.errors import UserError
 from tests.driver.configs import ROOT, corpus, driver_command, frozen
@@ -136,10 +136,14 @@ def test_equal_chains_side_by_side_do_each_stage_once(tmp_path):
 def test_plan_says_what_is_new(tmp_path, capsys, monkeypatch):
     run(tmp_path, frozen(tmp_path / "outputs"))
     capsys.readouterr()
+    costs = [{"num_parameters": 1234567, "tokens": None, "steps": 10, "memory_bytes": 3 * 2**20}]
+    monkeypatch.setattr(launch, "run_attached", lambda *_, **__: json.dumps(costs))
     chain.plan(frozen(tmp_path / "outputs", stages__pretrain__objective__rate=0.3))
     out = capsys.readouterr().out
     assert "objective.rate: 0.15 -> 0.3" in out
     assert out.count("finished") >= 2
+    assert "1,234,567" in out
+    assert "3 MiB" in out
     assert starts(tmp_path)["pretrain-mlm"] == 1
 
 

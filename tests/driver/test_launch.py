@@ -97,21 +97,20 @@ def test_signals_reach_the_worker(start, tmp_path, number, code):
 
 def test_a_second_caller_waits_and_reuses(start, tmp_path):
     driver, config = start()
-    second = subprocess.Popen(
-        driver_command(config, tmp_path / "second"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    log = tmp_path / "second.log"
+    with log.open("w") as output:
+        second = subprocess.Popen(driver_command(config, tmp_path / "second"), cwd=ROOT, stdout=output, stderr=output)
     try:
-        time.sleep(1.5)
-        assert second.poll() is None
+        until(lambda: f"waits for pid {driver.pid} on " in log.read_text(), 60, "the second caller waits")
         assert num_started(tmp_path / "outputs") == 1
         driver.kill()
         driver.wait()
         (tmp_path / "outputs" / "stages" / "quick").touch()
-        out, _ = second.communicate(timeout=60)
+        assert second.wait(60) == 0
     finally:
         second.kill()
-    assert second.returncode == 0
-    assert f"waits for pid {driver.pid} on " in out
+        second.wait()
+    assert "prepare microworld" in log.read_text()
     assert num_started(tmp_path / "outputs") == 2
 
 
