@@ -75,11 +75,22 @@ def _primary(command: str) -> str:
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Groups and settings, such as objective=tlm seed=1.", autocompletion=_complete, show_default=False),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Groups and settings, such as objective=tlm seed=1.",
+        autocompletion=_complete,
+        show_default=False,
+    ),
 ]
-ConfigDir = Annotated[Path | None, typer.Option("--config-dir", "-cd", help="A folder of configs of your own, with the same groups.")]
-ConfigName = Annotated[str | None, typer.Option("--config-name", "-cn", help="A primary config of your own, instead of the command's.")]
-From = Annotated[str | None, typer.Option("--from", metavar="PATH", help="Start from a stage's folder, a model folder or a hub name.")]
+ConfigDir = Annotated[
+    Path | None, typer.Option("--config-dir", "-cd", help="A folder of configs of your own, with the same groups.")
+]
+ConfigName = Annotated[
+    str | None, typer.Option("--config-name", "-cn", help="A primary config of your own, instead of the command's.")
+]
+From = Annotated[
+    str | None, typer.Option("--from", metavar="PATH", help="Start from a stage's folder, a model folder or a hub name.")
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Build every stage anew, also finished ones.")]
 
 
@@ -89,7 +100,9 @@ def _add_stage_command(command: str) -> None:
         from_path: From = None,
         fresh: Fresh = False,
         multirun: Annotated[bool, typer.Option("--multirun", "-m", help="Sweep over values given as a,b,c.")] = False,
-        cfg: Annotated[Literal["job", "hydra", "all"] | None, typer.Option("--cfg", "-c", help="Show the config instead of running.")] = None,
+        cfg: Annotated[
+            Literal["job", "hydra", "all"] | None, typer.Option("--cfg", "-c", help="Show the config instead of running.")
+        ] = None,
         resolve: Annotated[bool, typer.Option("--resolve", help="With --cfg: resolve interpolations.")] = False,
         package: Annotated[str | None, typer.Option("--package", "-p", help="With --cfg: show this part only.")] = None,
         info: Annotated[str | None, typer.Option("--info", "-i", help=f"Tell about Hydra: {', '.join(_INFO)}.")] = None,
@@ -97,14 +110,26 @@ def _add_stage_command(command: str) -> None:
         config_dir: ConfigDir = None,
         config_name: ConfigName = None,
     ) -> None:
-        flags = [*(["--cfg", cfg] if cfg else []), *(["--resolve"] if resolve else []), *(["--package", package] if package else [])]
+        flags = [
+            *(["--cfg", cfg] if cfg else []),
+            *(["--resolve"] if resolve else []),
+            *(["--package", package] if package else []),
+        ]
         flags += [*(["--info", info] if info else []), *(["--hydra-help"] if hydra_help else [])]
         with _mistakes_told():
             if info is not None and info not in _INFO:
                 raise user_error("--info", f"{info!r} is not valid; there are {', '.join(_INFO)}.", nearest(info, _INFO))
             if (resolve or package) and not cfg:
                 raise user_error("--resolve" if resolve else "--package", "only has an effect with --cfg.")
-            _start(command, config_name or command, _with_source(overrides, from_path), flags, config_dir, multirun=multirun, fresh=fresh)
+            _start(
+                command,
+                config_name or command,
+                _with_source(overrides, from_path),
+                flags,
+                config_dir,
+                multirun=multirun,
+                fresh=fresh,
+            )
 
     app.command(command, help=_SUMMARIES[command])(stage_command)
 
@@ -134,20 +159,20 @@ def _with_source(overrides: Sequence[str] | None, source: str | None) -> list[st
 def _start(
     command: str, config_name: str, overrides: list[str], flags: list[str], config_dir: Path | None, *, multirun: bool, fresh: bool
 ) -> None:
-    from mlmx import config
+    from mlmx import config, jobs
 
     began = time.time()
     composed = config.Command(command, config_name, config_dir)
     checked = config.check(composed, overrides, multirun=multirun, keys_only=bool(flags))
     if flags:
-        config.run_jobs(composed, checked, _no_job, flags=flags)
+        jobs.run_jobs(composed, checked, _no_job, flags=flags)
         return
     if checked.multirun:
         _check_sweep(checked.configs, fresh=fresh)
     # Jobs of a sweep share stages, so that fresh means: since the command began.
     typed = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     job = partial(_run_job, typed=typed, fresh=began if fresh else False)
-    config.run_jobs(composed, checked, job, flags=["--multirun"] if checked.multirun else [])
+    jobs.run_jobs(composed, checked, job, flags=["--multirun"] if checked.multirun else [])
 
 
 def _no_job(frozen: dict[str, Any], run_dir: Path, overrides: list[str]) -> None:
@@ -184,7 +209,7 @@ def plan(overrides: Overrides = None, from_path: From = None, config_dir: Config
         frozen = _one_config("run", config_name, _with_source(overrides, from_path), config_dir)
         from mlmx.driver import chain
 
-        _show(chain.plan(frozen))
+        chain.plan(frozen)
 
 
 @app.command()
@@ -200,18 +225,13 @@ def preview(
         frozen = _one_config("pretrain", config_name, _with_source(overrides, from_path), config_dir)
         from mlmx.driver import chain
 
-        _show(chain.preview(frozen, num_examples))
+        chain.preview(frozen, num_examples)
 
 
 def _one_config(command: str, config_name: str | None, overrides: list[str], config_dir: Path | None) -> dict[str, Any]:
     from mlmx import config
 
     return config.check(config.Command(command, config_name or command, config_dir), overrides).configs[0]
-
-
-def _show(text: object) -> None:
-    if isinstance(text, str) and text:
-        typer.echo(text)
 
 
 @app.command()
@@ -226,7 +246,7 @@ def report(
             raise user_error("outputs", f"there is no such folder: {outputs}")
         import mlmx.report
 
-        _show(mlmx.report.report(outputs, baseline=baseline, out=out))  # type: ignore[attr-defined, unused-ignore]
+        typer.echo(mlmx.report.report(outputs, baseline=baseline, out=out))  # type: ignore[attr-defined, unused-ignore]
 
 
 @app.command(name="list")
@@ -256,7 +276,7 @@ def _mistakes_told() -> Iterator[None]:
         _tell(error.problems)
         raise typer.Exit(2) from None
     except Exception as error:
-        failures = getattr(error, "failures", None)  # config.JobsFailed, named without importing Hydra
+        failures = getattr(error, "failures", None)  # jobs.JobsFailed, named without importing Hydra
         if failures is None:
             raise
         typer.echo(f"error: {error}", err=True)

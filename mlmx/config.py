@@ -1,4 +1,4 @@
-"""Compose and check configs, and hand jobs to Hydra: the only module that knows Hydra and OmegaConf.
+"""Compose and check configs: with ``jobs``, the only module that knows Hydra and OmegaConf.
 
 Hydra stops at the first mistake, exits 1 and lets ``+typo=1`` pass. So every override is parsed and checked here before Hydra
 sees the command line: unknown groups, options and keys, all of them at once, for every job of a sweep.
@@ -9,29 +9,21 @@ from __future__ import annotations
 import copy
 import difflib
 import itertools
-import json
-import os
-import sys
-import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -43,9 +35,6 @@ from mlmx.frozen import MISSING, STAGE_GROUPS, component_nodes, freeze
 
 # Up to this many jobs, every combination of a sweep is composed before it starts; beyond, each value once.
 _MAX_COMBINATIONS = 64
-FAILURES = "failures.jsonl"
-
-Job = Callable[[dict[str, Any], Path, list[str]], float | None]
 
 
 def conf_dir() -> Path:
@@ -93,7 +82,7 @@ class Command:
     config_dir: Path | None = None
 
 
-class _SharedRepository(CachingConfigRepository):
+class _SharedRepository(CachingConfigRepository):  # type: ignore[misc, unused-ignore]
     """Reads each file once for all compositions of a command; Hydra copies its repository, and with it the cache, for each."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _SharedRepository:
@@ -135,17 +124,22 @@ class Composer:
 
     def options(self, group: str) -> list[str]:
         """Return the options of a group."""
-        return list(self.repository.get_group_options(group))
+        return [str(option) for option in self.repository.get_group_options(group)]
 
     def groups(self) -> list[str]:
         """Return the groups of the first level."""
-        from hydra.core.object_type import ObjectType
-
-        return list(self.repository.get_group_options("", ObjectType.GROUP))
+        return [str(group) for group in self.repository.get_group_options("", ObjectType.GROUP)]
 
     def complete(self, words: Sequence[str], word: str) -> list[str]:
         """Return the overrides that ``word`` can be completed to, after the overrides ``words``."""
-        return DefaultCompletionPlugin(self.loader)._query(self.config_name, " ".join([*words, word]))
+        key, equals, value = word.partition("=")
+        group = key.lstrip("+").partition("@")[0]
+        if equals and self.repository.group_exists(group):
+            done = max(value.rfind(","), value.rfind("[")) + 1  # of several options, the last one is being typed
+            return [f"{key}={value[:done]}{option}" for option in self.options(group) if option.startswith(value[done:])]
+        found = DefaultCompletionPlugin(self.loader)._query(self.config_name, " ".join([*words, word]))
+        typed = word.rpartition(".")[2]
+        return [match for match in found if typed.startswith("_") or "._" not in match]
 
 
 def check(command: Command, overrides: Sequence[str], *, multirun: bool = False, keys_only: bool = False) -> Checked:
@@ -179,11 +173,14 @@ def check(command: Command, overrides: Sequence[str], *, multirun: bool = False,
     problems = list(dict.fromkeys(problems))
     if problems:
         # The command fails anyway, so there is time to import the components and to tell about their settings too.
-        told = {problem.where for problem in problems}
+        places = {problem.where for problem in problems}
         for config in configs:
-            problems += [problem for problem in component_problems(config) if problem.where not in told]
+            problems += [problem for problem in component_problems(config) if problem.where not in places]
         raise UserError(list(dict.fromkeys(problems)))
-    lines = [rewritten.get(i, "") + str(override.input_line).lstrip("+") if i in rewritten else str(override.input_line) for i, override in enumerate(parsed)]
+    lines = [
+        rewritten.get(i, "") + str(override.input_line).lstrip("+") if i in rewritten else str(override.input_line)
+        for i, override in enumerate(parsed)
+    ]
     return Checked(lines, configs, multirun)
 
 
@@ -250,7 +247,7 @@ def _alternatives(composer: Composer, override: Override) -> Iterator[Override]:
         values: Iterable[Any] = override.sweep_string_iterator()
     else:
         interval = override.value()
-        values = [interval.start, interval.end]  # type: ignore[union-attr]
+        values = [interval.start, interval.end]
     for value in values:
         yield composer.parse(f"{override.get_key_element()}={value}")
 
@@ -302,7 +299,8 @@ def _check_job(
     try:
         own = {i: override for i, override in choices.items() if _selects_for_stage(override) and not override.is_delete()}
         if own:
-            known = composer.compose([str(override.input_line) for i, override in choices.items() if i not in own]).hydra.runtime.choices
+            others = [str(override.input_line) for i, override in choices.items() if i not in own]
+            known = composer.compose(others).hydra.runtime.choices
             for i, override in own.items():
                 # A stage may select an option of its own where the config so far has none: to Hydra that is an addition.
                 rewritten[i] = "" if f"{override.key_or_group}@{override.package}" in known else "+"
@@ -344,7 +342,7 @@ def _selects_for_stage(override: Override) -> bool:
 
 
 def _open_mapping(base: DictConfig, key: str) -> bool:
-    """Tell whether a key lies in a mapping whose keys are free: below ``stages``, or a plain mapping that is a component's setting."""
+    """Tell whether a key lies in a mapping with free keys: below ``stages``, or a plain mapping that is a component's setting."""
     node: Any = base
     inside_component = False
     parts = key.split(".")
@@ -367,7 +365,10 @@ def _key_problem(composer: Composer, base: DictConfig, override: Override) -> Pr
     for i, part in enumerate(parts):
         where = ".".join(parts[:i])
         if not OmegaConf.is_dict(node) or node._is_none():
-            return Problem(key, f"{where} has no settings: it is {OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value()!r}.")
+            return Problem(
+                key,
+                f"{where} has no settings: it is {OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value()!r}.",
+            )
         if part in node.keys():  # noqa: SIM118 - `in node` denies keys whose value is still missing
             node = node._get_node(part)
             continue
@@ -401,8 +402,8 @@ def _same_leaf(base: DictConfig, leaf: str) -> str | None:
 
 def _header_problems(composer: Composer, choices: list[str], base: DictConfig) -> list[Problem]:
     """Check that each selected task's file says where the task goes: without the header, one task overwrites another."""
-    task = base._get_node("task")
-    if not OmegaConf.is_dict(task) or not any(not is_node(task._get_node(name)) for name in task):
+    task = base.task
+    if not isinstance(task, DictConfig) or all(is_node(task[name]) for name in task):
         return []
     problems = []
     for default in composer.loader.compute_defaults_list(composer.config_name, choices, RunMode.RUN).defaults:
@@ -418,110 +419,3 @@ def _header_problems(composer: Composer, choices: list[str], base: DictConfig) -
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-# --- jobs -----------------------------------------------------------------------------------------------------------------------
-
-
-class JobMessages(Callback):
-    """Tells which job of a sweep runs, and prints each failure when it happens."""
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.hydra.mode == RunMode.MULTIRUN:
-            print(f"job {config.hydra.job.num}: {_overrides_of(config)}", flush=True)  # noqa: T201
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
-            return
-        error = job_return._return_value
-        told = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
-        print(f"job {config.hydra.job.num} failed: {_overrides_of(config)}\n{told}", file=sys.stderr, flush=True)  # noqa: T201
-        record = {"job": config.hydra.job.num, "user": isinstance(error, UserError), "error": _first_line(error)}
-        # Jobs may run in other processes, so what failed is told through a file, a line at a time.
-        with (Path(config.hydra.sweep.dir) / FAILURES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-
-def _overrides_of(config: DictConfig) -> str:
-    return " ".join(config.hydra.overrides.task)
-
-
-def run_jobs(command: Command, checked: Checked, job: Job, *, flags: Sequence[str] = ()) -> None:
-    """Run the job of a command line, or the jobs of a sweep, through Hydra.
-
-    Args:
-        command: what to compose.
-        checked: what ``check`` returned.
-        job: called with the frozen config, the run's directory and the overrides; may be sent to another process.
-        flags: Hydra's own flags.
-
-    Raises:
-        UserError: if the user's mistake stopped the job.
-        JobsFailed: if jobs of a sweep failed; each failure was printed.
-    """
-    given = {line.lstrip("+~").partition("=")[0] for line in checked.overrides}
-    extra: list[str] = []
-    folder = None
-    if checked.configs and not {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"} & given:
-        folder = _claim(Path(checked.configs[0]["outputs"]) / "runs", checked.configs[0]["name"])
-        stamp = folder.name.removesuffix("-" + checked.configs[0]["name"])
-        if checked.multirun:
-            subdir = f"../{stamp}-${{name}}-${{hydra.job.num}}"
-            extra = [f"hydra.sweep.dir={quoted(folder)}", f"hydra.sweep.subdir={quoted(subdir)}"]
-        else:
-            extra = [f"hydra.run.dir={quoted(folder)}"]
-
-    def run(composed: DictConfig) -> float | None:
-        hydra_node = HydraConfig.get()
-        with_hydra = OmegaConf.merge({"hydra": {"runtime": {"choices": hydra_node.runtime.choices}}}, composed)
-        config = frozen_config(with_hydra, command.name, hydra_node.overrides.task)
-        return job(config, Path(os.path.normpath(hydra_node.runtime.output_dir)), list(hydra_node.overrides.task))
-
-    argv = [*flags, *(["--config-dir", str(command.config_dir)] if command.config_dir else []), *checked.overrides, *extra]
-    with _scoped([sys.argv[0], *argv]):
-        try:
-            hydra.main(config_path=str(conf_dir()), config_name=command.config_name, version_base="1.3")(run)()
-        except HydraException as error:
-            raise user_error("hydra", str(error)) from error
-        except Exception:
-            if not (folder and checked.multirun and (folder / FAILURES).exists()):
-                raise
-    if folder and checked.multirun and (folder / FAILURES).exists():
-        raise JobsFailed([json.loads(line) for line in (folder / FAILURES).read_text(encoding="utf-8").splitlines()])
-
-
-class JobsFailed(Exception):  # noqa: N818 - not an error of the program
-    """Some jobs of a sweep failed; each was told when it happened."""
-
-    def __init__(self, failures: Sequence[Mapping[str, Any]]) -> None:
-        self.failures = list(failures)
-        super().__init__(f"{len(failures)} job(s) failed: {', '.join(str(failure['job']) for failure in failures)}")
-
-
-def _claim(runs: Path, name: str) -> Path:
-    """Create a run's folder, with a name that no other run has, whatever starts in the same second."""
-    runs.mkdir(parents=True, exist_ok=True)
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    for i in itertools.count():
-        folder = runs / (f"{stamp}.{i}-{name}" if i else f"{stamp}-{name}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError
-
-
-@contextmanager
-def _scoped(argv: list[str]) -> Iterator[None]:
-    """Set what Hydra reads from its process: the arguments, and that exceptions come out instead of ``sys.exit(1)``."""
-    old_argv, old_full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
-    try:
-        yield
-    finally:
-        sys.argv = old_argv
-        if old_full_error is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = old_full_error

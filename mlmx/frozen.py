@@ -69,12 +69,12 @@ class Settings(BaseModel):
 
 
 def freeze(
-    config: Mapping[str, Any], choices: Mapping[str, Any], *, command: str, overridden: Collection[str] = ()
+    composed: Mapping[str, Any], choices: Mapping[str, Any], *, command: str, overridden: Collection[str] = ()
 ) -> tuple[dict[str, Any], list[Problem]]:
     """Resolve a composed config into the nodes of every stage, and check it.
 
     Args:
-        config: the composed config as plain data, interpolations resolved; ``???`` marks what the user must give.
+        composed: the composed config as plain data, interpolations resolved; ``???`` marks what the user must give.
         choices: which option was chosen: ``group`` or ``group@package`` -> option.
         command: ``pretrain`` has no tasks, ``finetune`` and ``eval`` have no pretraining, whatever an experiment says.
         overridden: the keys given on the command line, to refuse those without effect.
@@ -82,7 +82,7 @@ def freeze(
     Returns:
         The frozen config, and all problems found; the config is only usable if there are none.
     """
-    config = copy.deepcopy(dict(config))
+    config = copy.deepcopy(dict(composed))
     config["annotator"] = config.get("annotator") or None
     problems = _settings_problems(config)
     if any(problem.where.partition(".")[0] in _STRUCTURE for problem in problems):
@@ -118,15 +118,16 @@ def freeze(
 
 def _narrow(config: dict[str, Any], command: str, overridden: Collection[str]) -> Iterator[Problem]:
     """Leave out what a command does not do; asking for it by hand is a mistake."""
-    left_out = {"pretrain": {"task": {}}, "finetune": {"chain": [], "stages": {}}, "eval": {"chain": [], "stages": {}}}.get(command, {})
+    left_out: dict[str, Any] = {"pretrain": {"task": {}}, "run": {}}.get(command, {"chain": [], "stages": {}})
+    missing = "tasks" if command == "pretrain" else "pretraining"
     for key in overridden:
         if re.split(r"[./@]", key, maxsplit=1)[0] in left_out:
-            yield Problem(key, f"has no effect: mlmx {command} has no {'tasks' if command == 'pretrain' else 'pretraining'}; use mlmx run.")
+            yield Problem(key, f"has no effect: mlmx {command} has no {missing}; use mlmx run.")
     config.update(left_out)
 
 
 def component_nodes(frozen: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the components a frozen config uses, by the name their settings have for the user; a task's trainer apart from the task."""
+    """Return the components a frozen config uses, by where the user finds their settings; a task's trainer apart."""
     nodes = {"model": frozen["model"]}
     for stage, groups in frozen["stages"].items():
         nodes |= {frozen["places"][f"stages.{stage}.{group}"]: node for group, node in groups.items() if node is not None}
@@ -146,7 +147,8 @@ def _settings_problems(config: Mapping[str, Any]) -> list[Problem]:
             where = ".".join(map(str, detail["loc"]))
             if detail["type"] == "extra_forbidden":
                 siblings = _siblings(detail["loc"])
-                problems.append(Problem(where, f"no such setting; there are {', '.join(siblings)}.", nearest(str(detail["loc"][-1]), siblings)))
+                told = f"no such setting; there are {', '.join(siblings)}."
+                problems.append(Problem(where, told, nearest(str(detail["loc"][-1]), siblings)))
             elif detail["type"] == "missing":
                 problems.append(Problem(where, "missing."))
             elif detail["input"] == MISSING:
@@ -155,9 +157,11 @@ def _settings_problems(config: Mapping[str, Any]) -> list[Problem]:
                 allowed = re.findall(r"'([^']*)'", detail["msg"]) if detail["type"] == "literal_error" else []
                 hint = nearest(str(detail["input"]), allowed)
                 problems.append(Problem(where, f"{json.dumps(detail['input'])} is not valid: {detail['msg']}.", hint))
-    for name, node in (config.get("task") or {}).items() if isinstance(config.get("task"), Mapping) else ():
+    task = config.get("task")
+    for name, node in task.items() if isinstance(task, Mapping) else ():
         if not is_node(node):
-            problems.append(Problem(f"task.{name}", "is no task: it has no _target_; its YAML must start with `# @package task.<name>`."))
+            told = "is no task: it has no _target_; its YAML must start with `# @package task.<name>`."
+            problems.append(Problem(f"task.{name}", told))
     chain = config.get("chain")
     if isinstance(chain, list) and len(set(map(str, chain))) < len(chain):
         problems.append(Problem("chain", f"{chain} names a stage twice."))
@@ -186,7 +190,9 @@ def _name_nodes(config: dict[str, Any], choices: Mapping[str, Any]) -> None:
             node.setdefault("_name_", "custom")
 
 
-def _resolve_stages(config: Mapping[str, Any], problems: list[Problem]) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str], str]]:
+def _resolve_stages(
+    config: Mapping[str, Any], problems: list[Problem]
+) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str], str]]:
     """Return the chain's stages with complete nodes, and where in the config each node comes from."""
     chain = config["chain"]
     for name, groups in config["stages"].items():
@@ -211,7 +217,9 @@ def _resolve_stages(config: Mapping[str, Any], problems: list[Problem]) -> tuple
             elif own[group] is None or is_node(own[group]):
                 stages[name][group] = own[group]
             elif not isinstance(own[group], Mapping) or root is None:
-                problems.append(Problem(where, f"{json.dumps(own[group])} is no {group}; select one with {group}@{where}=<option>."))
+                problems.append(
+                    Problem(where, f"{json.dumps(own[group])} is no {group}; select one with {group}@{where}=<option>.")
+                )
                 stages[name][group] = None
             else:
                 stages[name][group] = _merge(root, own[group], where, problems)
@@ -266,7 +274,7 @@ def _input_nodes(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def _found(path: str) -> bool:
-    return Path(path).exists() or bool(re.search(r"[*?\[]", path) and glob.glob(path, recursive=True))
+    return Path(path).exists() or bool(re.search(r"[*?\[]", path) and glob.glob(path, recursive=True))  # noqa: PTH207 - an absolute pattern
 
 
 def _resolve_paths(nodes: Mapping[str, Any]) -> None:

@@ -21,7 +21,9 @@ FILES = {
     "trainer/pretrain.yaml": "_target_: plug.Trainer\nmax_steps: 10\nlog_every_steps: 1\n",
     "trainer/finetune.yaml": "_target_: plug.Trainer\nmax_steps: 3\nlog_every_steps: 1\n",
     "task/bitext.yaml": "# @package task.bitext\n_target_: plug.Task\nname: bitext\n",
-    "task/sentiment.yaml": "# @package task.sentiment\ndefaults:\n  - /trainer@trainer: finetune\n_target_: plug.Task\nname: sentiment\n",
+    "task/sentiment.yaml": (
+        "# @package task.sentiment\ndefaults:\n  - /trainer@trainer: finetune\n_target_: plug.Task\nname: sentiment\n"
+    ),
     "task/all.yaml": "defaults:\n  - bitext\n  - sentiment\n",
 }
 

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import json
-from functools import partial
-from pathlib import Path
 
 import pytest
 
 from mlmx import config
-from mlmx.config import Command, check, quoted, run_jobs
+from mlmx.config import Command, check, quoted
 from mlmx.errors import UserError
 from tests.config_tree import write_tree
 
@@ -155,7 +153,13 @@ def test_commands_leave_out_what_they_do_not_do():
 
 
 def test_values_that_must_be_given_count_only_where_they_are_used(tree):
-    lines = ["# @package _global_", "defaults:", "  - /corpus@stages.a.corpus: microworld", "  - override /corpus: text", "chain: [a]"]
+    lines = [
+        "# @package _global_",
+        "defaults:",
+        "  - /corpus@stages.a.corpus: microworld",
+        "  - override /corpus: text",
+        "chain: [a]",
+    ]
     (tree / "experiment" / "own_corpora.yaml").write_text("\n".join(lines))
     assert "corpus.path" in problems("corpus=text")
     assert "stages.para.corpus.path" in problems("experiment=lem_vs_tlm", "corpus@stages.para.corpus=text")
@@ -194,9 +198,7 @@ def test_sweeps_are_checked_for_each_value():
 
 
 def test_stage_selections_can_be_swept():
-    checked = check(
-        Command("run", "run"), ["experiment=lem_vs_tlm", "objective@stages.para.objective=tlm,lem_para"], multirun=True
-    )
+    checked = check(Command("run", "run"), ["experiment=lem_vs_tlm", "objective@stages.para.objective=tlm,lem_para"], multirun=True)
     assert [each["stages"]["para"]["objective"]["_name_"] for each in checked.configs] == ["tlm", "lem_para"]
 
 
@@ -208,76 +210,3 @@ def test_own_config_dir(tmp_path):
     assert result["stages"]["pretrain"]["objective"]["mask_ratio"] == 0.5
     with pytest.raises(UserError, match="no such folder"):
         check(Command("run", "run", tmp_path / "nowhere"), [])
-
-
-# --- jobs -----------------------------------------------------------------------------------------------------------------------
-
-
-def record(folder, frozen, run_dir, overrides, *, fail=()):
-    name = frozen["stages"]["pretrain"]["objective"]["_name_"]
-    if name in fail:
-        raise RuntimeError(f"{name} went wrong")
-    if name == "lem_mono":
-        raise UserError(())
-    assert run_dir.is_dir()
-    text = json.dumps({"run_dir": str(run_dir), "overrides": overrides, "config": frozen, "cwd": str(Path.cwd())})
-    (Path(folder) / f"{run_dir.name}.json").write_text(text)
-    return float(frozen["seed"]) - frozen["stages"]["pretrain"]["objective"]["mask_ratio"]
-
-
-def run(tmp_path, *overrides, multirun=False, **options):
-    records = tmp_path / "records"
-    records.mkdir(exist_ok=True)
-    command = Command("run", "run")
-    checked = check(command, overrides, multirun=multirun)
-    run_jobs(command, checked, partial(record, str(records), **options), flags=["--multirun"] if multirun else [])
-    return [json.loads(file.read_text()) for file in sorted(records.iterdir())]
-
-
-def litter(tmp_path):
-    return {entry.name for entry in tmp_path.iterdir()} - {"conf", "plug.py", "records", "__pycache__"}
-
-
-def test_single_job(tmp_path):
-    (job,) = run(tmp_path, "objective=tlm", "name=one")
-    assert job["config"] == frozen("objective=tlm", "name=one")
-    assert job["overrides"] == ["objective=tlm", "name=one"]
-    assert job["cwd"] == str(tmp_path)
-    folder = Path(job["run_dir"])
-    assert folder.parent == tmp_path / "outputs" / "runs"
-    assert folder.name.endswith("-one")
-    assert litter(tmp_path) == {"outputs"}
-
-
-def test_runs_of_the_same_second_have_their_own_directories(tmp_path, monkeypatch):
-    monkeypatch.setattr(config.time, "strftime", lambda _: "2000-01-01_00-00-00")
-    jobs = [run(tmp_path)[-1] for _ in range(3)]
-    assert len({job["run_dir"] for job in jobs}) == 3
-
-
-def test_sweep_has_a_directory_per_job(tmp_path):
-    jobs = run(tmp_path, "objective=mlm,tlm", "seed=0,1", multirun=True)
-    assert len(jobs) == 4
-    assert {(job["config"]["stages"]["pretrain"]["objective"]["_name_"], job["config"]["seed"]) for job in jobs} == {
-        ("mlm", 0), ("mlm", 1), ("tlm", 0), ("tlm", 1)
-    }  # fmt: skip
-    assert [Path(job["run_dir"]).name[-6:] for job in jobs] == ["-run-0", "-run-1", "-run-2", "-run-3"]
-    assert {Path(job["run_dir"]).parent for job in jobs} == {tmp_path / "outputs" / "runs"}
-    assert litter(tmp_path) == {"outputs"}
-
-
-def test_sweep_goes_on_after_a_failed_job(tmp_path, capfd):
-    with pytest.raises(config.JobsFailed) as caught:
-        run(tmp_path, "objective=mlm,tlm,lem_mono,lem_para", multirun=True, fail=("tlm",))
-    assert [failure["job"] for failure in caught.value.failures] == [1, 2]
-    assert [failure["user"] for failure in caught.value.failures] == [False, True]
-    assert len(list((tmp_path / "records").iterdir())) == 2
-    told = capfd.readouterr().err
-    assert "job 1 failed: objective=tlm" in told
-    assert told.count("tlm went wrong") == 1
-    assert told.count("Traceback") == 1
-
-
-def test_single_failures_come_out_as_they_are(tmp_path):
-    with pytest.raises(RuntimeError, match="tlm went wrong"):
-        run(tmp_path, "objective=tlm", fail=("tlm",))
