@@ -1,8 +1,8 @@
 """The worker: carries out one stage, given nothing but its directory.
 
-``python -m mlmx.training.worker outputs/stages/<stage>`` can be typed by hand as well. The driver starts it directly for one process
-and under torchrun for several. It exits with 0 when the stage is finished, with 2 when the user can mend what went wrong (the
-problems then stand in ``status.json``), with anything else when mlmx is to blame.
+``python -m mlmx.training.worker outputs/stages/<stage>`` can be typed by hand as well. The driver starts it directly for one
+process and under torchrun for several. It exits with 0 when the stage is finished, with 2 when the user can mend what went wrong
+(the problems then stand in ``status.json``), with anything else when mlmx is to blame.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from mlmx.build import allow_package, build
 from mlmx.data.annotate import annotate_store
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
-from mlmx.data.store import TokenStore, open_rows
+from mlmx.data.shards import TokenStore
+from mlmx.data.store import open_rows
 from mlmx.errors import UserError
 from mlmx.models.encoder import Encoder
 from mlmx.models.load import load_encoder, load_tokenizer
@@ -30,13 +31,20 @@ from mlmx.tasks.task import Task
 from mlmx.training.checkpoint import load_module, save_module
 from mlmx.training.deathwatch import watch
 from mlmx.training.parallel import ProcessGroup, process_group
+from mlmx.training.tracking import Tracker, stage_tracker
 from mlmx.training.trainer import Stopped
+
+Spec = Mapping[str, Any]
+Result = dict[str, Any]
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 128 + signal.SIGTERM
 
+# Preparation and annotation have neither curves nor scores to look at.
+TRACKED_KINDS = ("pretrain", "finetune", "eval")
 
-def prepare(stage: StageDir, spec: Mapping[str, Any], processes: ProcessGroup) -> dict[str, Any]:
+
+def prepare(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Train a tokenizer, or tokenise a corpus into memory-mapped shards."""
     if "corpora" in spec:
         corpora = [build(node, where=f"corpora[{i}]") for i, node in enumerate(spec["corpora"])]
@@ -44,13 +52,13 @@ def prepare(stage: StageDir, spec: Mapping[str, Any], processes: ProcessGroup) -
     return prepare_corpus(build(spec["corpus"], where="corpus"), _tokenizer(stage, spec), stage.data_dir)
 
 
-def annotate(stage: StageDir, spec: Mapping[str, Any], processes: ProcessGroup) -> dict[str, Any]:
+def annotate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Give every word of a prepared corpus its part of speech and entity class."""
     store = TokenStore.open(_parent(stage, "prepare").data_dir)
     return annotate_store(store, build(spec["annotator"], where="annotator"), stage.data_dir)
 
 
-def pretrain(stage: StageDir, spec: Mapping[str, Any], processes: ProcessGroup) -> dict[str, Any]:
+def pretrain(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Train an objective on a prepared corpus."""
     store = TokenStore.open(_parent(stage, "prepare").data_dir)
     if (annotations := stage.parent("annotate")) is not None:
@@ -67,13 +75,13 @@ def pretrain(stage: StageDir, spec: Mapping[str, Any], processes: ProcessGroup) 
         max_length=trainer.max_length,
         overlong=trainer.overlong,
     )
-    result = trainer.fit(objective, rows, stage, seed=spec["seed"], processes=processes)
+    result = trainer.fit(objective, rows, stage, seed=spec["seed"], processes=processes, on_log=tracker.log)
     if processes.is_main:
         objective.export(stage.encoder_dir)
     return {**result, "num_truncated_pieces": dict(rows.num_truncated)}
 
 
-def finetune(stage: StageDir, spec: Mapping[str, Any], processes: ProcessGroup) -> dict[str, Any]:
+def finetune(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Train a task's objective on the task's data."""
     task: Task = build(spec["task"], where=f"task.{spec['task']['name']}")
     encoder = _encoder(stage, spec)
@@ -81,14 +89,14 @@ def finetune(stage: StageDir, spec: Mapping[str, Any], processes: ProcessGroup) 
     assert objective is not None, "a task with a trainer has an objective"
     trainer = build(spec["trainer"], where=f"task.{task.name}.trainer")
     rows = task.training_rows(encoder)
-    result = trainer.fit(objective, rows, stage, seed=spec["seed"], processes=processes)
+    result = trainer.fit(objective, rows, stage, seed=spec["seed"], processes=processes, on_log=tracker.log)
     if processes.is_main:
         task.export(objective, stage.encoder_dir)
         save_module(objective, stage.model_path)
     return {**result, "num_truncated_pieces": dict(rows.num_truncated)}
 
 
-def evaluate(stage: StageDir, spec: Mapping[str, Any], processes: ProcessGroup) -> dict[str, Any]:
+def evaluate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Judge an encoder, or what was fine-tuned from it, by a task."""
     task: Task = build(spec["task"], where=f"task.{spec['task']['name']}")
     model = stage.parent("model")
@@ -105,7 +113,7 @@ def evaluate(stage: StageDir, spec: Mapping[str, Any], processes: ProcessGroup) 
     return {"scores": [score.to_json() for score in evaluation.scores]}
 
 
-WORK: Mapping[str, Callable[[StageDir, Mapping[str, Any], ProcessGroup], dict[str, Any]]] = {
+WORK: Mapping[str, Callable[[StageDir, Spec, ProcessGroup, Tracker], Result]] = {
     "prepare": prepare,
     "annotate": annotate,
     "pretrain": pretrain,
@@ -120,19 +128,20 @@ def _parent(stage: StageDir, role: str) -> StageDir:
     return parent
 
 
-def _tokenizer(stage: StageDir, spec: Mapping[str, Any]) -> Any:
+def _tokenizer(stage: StageDir, spec: Spec) -> Any:
     if (parent := stage.parent("tokenizer")) is not None:
         return load_tokenizer(parent.tokenizer_dir)
     return build(spec["model"], None, where="model").load_tokenizer()
 
 
-def _encoder(stage: StageDir, spec: Mapping[str, Any]) -> Encoder:
+def _encoder(stage: StageDir, spec: Spec) -> Encoder:
     """Return the encoder a stage starts from: a parent's or the config's."""
     parent = stage.parent("encoder") or stage.parent("model")
     if parent is not None:
         return load_encoder(parent.encoder_dir)
     tokenizer = stage.parent("tokenizer")
-    return build(spec["model"], load_tokenizer(tokenizer.tokenizer_dir) if tokenizer else None, where="model").build()
+    model = build(spec["model"], load_tokenizer(tokenizer.tokenizer_dir) if tokenizer else None, where="model")
+    return cast(Encoder, model.build())
 
 
 def run(stage: StageDir) -> None:
@@ -149,9 +158,17 @@ def run(stage: StageDir) -> None:
         # Whatever a constructor draws (an encoder from scratch, a fresh head) is drawn from here.
         torch.manual_seed(config["spec"].get("seed", 0))
         signal.signal(signal.SIGTERM, lambda *_: processes.request_stop())
-        result = WORK[config["kind"]](stage, config["spec"], processes)
+        tracked = processes.is_main and config["kind"] in TRACKED_KINDS
+        with stage_tracker(stage, enabled=tracked) as tracker:
+            result = WORK[config["kind"]](stage, config["spec"], processes, tracker)
+            tracker.summarise(_flat_numbers(result))
         if processes.is_main:
             stage.write_result({**result, "stage_seconds": round(time.monotonic() - began, 3)})
+
+
+def _flat_numbers(result: Result) -> dict[str, float]:
+    scores = {f"{score['task']}/{score['split']}/{score['metric']}": score["value"] for score in result.get("scores", ())}
+    return {name: value for name, value in result.items() if isinstance(value, int | float)} | scores
 
 
 def main() -> None:

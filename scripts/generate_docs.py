@@ -1,0 +1,101 @@
+"""Write the pages of docs/ that are tables of what there is: one a config group, from the YAMLs and the docstrings.
+
+    python scripts/generate_docs.py           # write them
+    python scripts/generate_docs.py --check   # exit 1 if one is out of date
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = {
+    "objective": "Objectives",
+    "model": "Models",
+    "corpus": "Corpora",
+    "annotator": "Annotators",
+    "task": "Tasks",
+    "trainer": "Trainer",
+}
+
+
+def node_of(path: Path) -> dict[str, Any] | None:
+    """Return the component's node of a YAML file; None for a file that only selects others."""
+    node = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return node if "_target_" in node else None
+
+
+def target_of(node: dict[str, Any]) -> type:
+    module, _, name = node["_target_"].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def argument_docs(target: type) -> dict[str, str]:
+    """Return setting -> its description, from the Args section of the constructor or else of the class."""
+    text = (inspect.getdoc(target.__init__) or "") + "\n" + (inspect.getdoc(target) or "")
+    found: dict[str, str] = {}
+    for section in re.findall(r"Args:\n((?:    .*\n?|\n)+)", text):
+        for name, description in re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, flags=re.MULTILINE):
+            found.setdefault(name, " ".join(description.split()))
+    return found
+
+
+def value_text(value: Any) -> str:
+    if isinstance(value, dict) and "_target_" in value:
+        return f"`{value['_target_'].rpartition('.')[2]}`"
+    return f"`{yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix('...').strip()}`"
+
+
+def settings_table(node: dict[str, Any]) -> str:
+    described = argument_docs(target_of(node))
+    rows = [
+        f"| `{name}` | {value_text(value)} | {described.get(name, '')} |".replace("\n", " ")
+        for name, value in node.items()
+        if not name.startswith("_") and name != "defaults"
+    ]
+    return "\n".join(["| setting | value | meaning |", "|---|---|---|", *rows]) if rows else "No settings."
+
+
+def page(group: str, title: str) -> str:
+    folder = ROOT / "conf" / group
+    nodes = {path.relative_to(folder).with_suffix("").as_posix(): node_of(path) for path in sorted(folder.rglob("*.yaml"))}
+    parts = [
+        f"# {title}",
+        f"Generated from `conf/{group}/` by `scripts/generate_docs.py`. Choose one with `{group}=name`, change a setting with "
+        f"`{'task.NAME' if group == 'task' else group}.setting=value`.",
+    ]
+    for name, node in nodes.items():
+        if node is None:
+            continue
+        doc = inspect.getdoc(target_of(node)) or ""
+        summary, _, rest = doc.partition("\n\n")
+        parts += [f"## {name}", " ".join(summary.split())]
+        details = re.split(r"\n\n?(?:Args|Attributes):\n", "\n\n" + rest)[0].strip()
+        if details:
+            parts.append("```text\n" + details + "\n```")
+        parts.append(settings_table(node))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    stale = []
+    for group, title in PAGES.items():
+        path = ROOT / "docs" / f"{title.lower()}.md"
+        text = page(group, title)
+        if "--check" not in sys.argv:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(path.name)
+    if stale:
+        sys.exit(f"out of date: {', '.join(stale)}; run `make docs`.")
+
+
+if __name__ == "__main__":
+    main()
