@@ -64,6 +64,7 @@ class Event:
         manner: how well, a judgement, or None.
         contrast: "but ...": a second judgement, opposite to what came before, which decides; never without ``manner``.
         comment: what the speaker feels about it ("sadly"); always agrees with the polarity.
+        focus: the part that is stressed ("even ..."): the role of a word (`mlmx.data.microworld.grammar.Word`), or None.
     """
 
     index: int
@@ -79,6 +80,14 @@ class Event:
     manner: Concept | None = None
     contrast: Concept | None = None
     comment: Concept | None = None
+    focus: str | None = None
+
+    @property
+    def parts(self) -> list[str]:
+        """The roles of the words that carry its concepts."""
+        optional = ("place", "time", "manner", "contrast", "comment")
+        qualified = [f"{slot}.quality" for slot in ("agent", "patient") if getattr(self, slot).quality]
+        return ["agent", "action", "patient", *(slot for slot in optional if getattr(self, slot)), *qualified]
 
     @property
     def polarity(self) -> int:

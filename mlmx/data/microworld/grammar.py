@@ -5,10 +5,11 @@ what                    qla                                              qka
 ======================  ===============================================  ===============================================
 script                  Latin, names capitalised                         Georgian, no capitals
 order                   comment agent verb patient manner place time     comment time place agent patient manner verb
-noun phrase             number article noun adjective                    number adjective noun
-plural                  prefix, also after numbers                       suffix, not after numbers
-agent, patient, place   order, preposition                               case suffixes, also on names
+noun phrase             number noun adjective                            number adjective noun
+plural                  a word before the noun                           suffix, before the case
+patient, place          order, preposition                               case suffixes, also on names
 tense, negation         words before the verb                            suffixes of the verb
+focus ("even")          clitic                                           clitic
 ======================  ===============================================  ===============================================
 """
 
@@ -16,15 +17,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from mlmx.data.microworld.event import Concept, Event, Participant
 from mlmx.data.microworld.lexicon import GEORGIAN, LATIN, Lexicon
 
 _LATIN_TENSES = {"past": "di", "present": None, "future": "vo"}
-_GEORGIAN_TENSES = {"past": "და", "present": "ავ", "future": "ნე"}
-_GEORGIAN_CASES = {"agent": "მა", "patient": "ს", "place": "ში"}
+_GEORGIAN_TENSES = {"past": "და", "present": "", "future": "ნე"}
+_GEORGIAN_CASES = {"agent": "", "patient": "ს", "place": "ში"}
+# Clitics give every word, names and adverbs too, a second form. A unigram tokenizer needs that: it takes into its vocabulary only
+# what occurs inside two different words, however frequent the one word is.
+_FOCUS = {LATIN: "que", GEORGIAN: "ც"}
 _ENTITIES = {"person": "PER", "place": "LOC", "organisation": "ORG"}
 
 Stem = Callable[[str, Concept], tuple[str, ...]]
@@ -77,8 +81,7 @@ class Rendering:
 
 def render(event: Event, language: str, lexicon: Lexicon) -> Rendering:
     """Say an event in a language."""
-    grammar = _GRAMMARS[language]
-    return Rendering(language, grammar.sentence(event, lambda role, concept: lexicon.stem(language, concept)))
+    return _render(event, language, lambda role, concept: lexicon.stem(language, concept))
 
 
 def render_mixed(event: Event, language: str, lexicon: Lexicon, borrows: Callable[[str], bool]) -> Rendering:
@@ -97,13 +100,21 @@ def render_mixed(event: Event, language: str, lexicon: Lexicon, borrows: Callabl
     def stem(role: str, concept: Concept) -> tuple[str, ...]:
         return lexicon.stem(other if concept.kind not in _ENTITIES and borrows(role) else language, concept)
 
-    return Rendering(language, _GRAMMARS[language].sentence(event, stem))
+    return _render(event, language, stem)
+
+
+def _render(event: Event, language: str, stem: Stem) -> Rendering:
+    words = _GRAMMARS[language].sentence(event, stem)
+    clitic = _FOCUS[language]
+    return Rendering(
+        language, tuple(replace(word, form=word.form + clitic) if word.role == event.focus else word for word in words)
+    )
 
 
 def align(source: Rendering, target: Rendering) -> list[tuple[int, int]]:
     """Return which word corresponds to which, as pairs of positions, sorted.
 
-    A word without a counterpart (an article, a word for what the other language says by a suffix) belongs to the counterpart of
+    A word without a counterpart (one for what the other language says by a suffix) belongs to the counterpart of
     its head; every word is in some pair.
     """
     positions = [{word.role: i for i, word in enumerate(side.words)} for side in (source, target)]
@@ -152,12 +163,12 @@ class _Latin(_Grammar):
         if event.manner:
             words.append(Word(stem("manner", event.manner)[0], "ADV", "manner"))
         if event.place:
-            words.append(Word("en", "ADP", "place.mark"))
+            words.append(Word("na", "ADP", "place.mark"))
             words += self.name("place", event.place, stem("place", event.place))
         if event.time:
             words.append(Word(stem("time", event.time)[0], "ADV", "time"))
         if event.year:
-            words += [Word("en", "ADP", "year.mark"), Word(str(event.year), "NUM", "year")]
+            words += [Word("na", "ADP", "year.mark"), Word(str(event.year), "NUM", "year")]
         if event.contrast:
             words += [Word("ma", "CCONJ", "contrast.mark"), Word(stem("contrast", event.contrast)[0], "ADV", "contrast")]
         return (*words, Word(".", "PUNCT", "stop"))
@@ -166,8 +177,12 @@ class _Latin(_Grammar):
         stems = stem(slot, who.concept)
         if who.concept.kind in _ENTITIES:
             return self.name(slot, who.concept, self.called(who, stems))
-        words = [Word("la", "DET", f"{slot}.article")] if who.count is None else [Word(str(who.count), "NUM", f"{slot}.count")]
-        words.append(Word(("me" if who.plural else "") + stems[0], "NOUN", slot))
+        words = []
+        if who.count is not None:
+            words.append(Word(str(who.count), "NUM", f"{slot}.count"))
+        elif who.plural:
+            words.append(Word("me", "DET", f"{slot}.plural"))
+        words.append(Word(stems[0], "NOUN", slot))
         if who.quality:
             words.append(Word(stem(f"{slot}.quality", who.quality)[0], "ADJ", f"{slot}.quality"))
         return words
@@ -187,12 +202,12 @@ class _Georgian(_Grammar):
         words += self._participant("agent", event.agent, stem)
         words += self._participant("patient", event.patient, stem)
         if event.manner:
-            words.append(Word(stem("manner", event.manner)[0] + "ად", "ADV", "manner"))
+            words.append(Word(stem("manner", event.manner)[0], "ADV", "manner"))
         negation = "უთ" if event.negated else ""
         words.append(Word(stem("action", event.action)[0] + negation + _GEORGIAN_TENSES[event.tense], "VERB", "action"))
         if event.contrast:
             words.append(Word("ხო", "CCONJ", "contrast.mark"))
-            words.append(Word(stem("contrast", event.contrast)[0] + "ად", "ADV", "contrast"))
+            words.append(Word(stem("contrast", event.contrast)[0], "ADV", "contrast"))
         return (*words, Word(".", "PUNCT", "stop"))
 
     def _participant(self, slot: str, who: Participant, stem: Stem) -> list[Word]:

@@ -1,8 +1,8 @@
 """The words of the two languages, made up from a seed.
 
 Common words of the two languages have nothing in common. Names do: a name is a string of sounds, and each script spells the
-sounds in its own letters. No word ends in an inflection of its language or begins with one, so that every word form can be taken
-apart in one way only and two different events are never the same sentence by accident.
+sounds in its own letters. No stem ends like an inflection, so that every word form can be taken apart in one
+way only and different events are never the same sentence by accident.
 """
 
 # N words, K random numbers each
@@ -36,9 +36,8 @@ SIZES = {
 _NAME_WORDS = {"given": 70, "family": 150, "town": 90, "land": 6, "firm": 60}
 _ORGANISATION_TYPES = 10
 
-# What the grammars add to a stem (mlmx.data.microworld.grammar).
-PREFIXES = {LATIN: ("me",), GEORGIAN: ()}
-SUFFIXES = {LATIN: (), GEORGIAN: ("ებ", "მა", "ს", "ში", "უთ", "და", "ავ", "ნე", "ად")}
+# What the Georgian grammar adds to a stem (mlmx.data.microworld.grammar).
+_SUFFIXES = ("ებ", "ს", "ში", "უთ", "და", "ნე")
 
 _ONSETS = {
     LATIN: (*"bdfgklmnprstvz", "br", "dr", "gr", "kr", "pl", "st", "tr"),
@@ -95,16 +94,16 @@ class Lexicon:
             word = "".join(_choose(onsets, draws[3 * i + 1]) + _choose(vowels, draws[3 * i + 2]) for i in range(syllables))
             return word + _choose(codas, draws[15])
 
-        return self._unique(f"{language} {kind}", size, spell, PREFIXES[language], SUFFIXES[language])
+        return self._unique(f"{language} {kind}", size, spell)
 
-    def _unique(self, name: str, size: int, spell: _Speller, prefixes: tuple[str, ...], suffixes: tuple[str, ...]) -> list[str]:
+    def _unique(self, name: str, size: int, spell: _Speller) -> list[str]:
         words = [""] * size
         missing, attempt = list(range(size)), 0
         while missing:
             draws = self._draws(name, size, attempt)
             for rank in missing:
                 word = spell(rank, draws[rank])
-                if word not in self._taken and not word.startswith(prefixes) and not word.endswith(suffixes):
+                if word not in self._taken and not word.endswith(_SUFFIXES):
                     words[rank] = word
                     self._taken.add(word)
             missing, attempt = [rank for rank in missing if not words[rank]], attempt + 1
@@ -125,7 +124,7 @@ class Lexicon:
             ]
             # Most organisations are called by a name and a word for what they are, which has a translation.
             stems["organisation"] = [
-                (spelled["firm"][n],) if n % 3 == 2 else (spelled["firm"][n], types[language][n % _ORGANISATION_TYPES])
+                (spelled["firm"][n],) if n % 3 == 2 else (spelled["firm"][n], types[language][n % _ORGANISATION_TYPES].capitalize())
                 for n in range(SIZES["organisation"])
             ]
 
@@ -143,7 +142,7 @@ class Lexicon:
             sounds[word] = parts
             return word
 
-        words = self._unique(kind, size, spell, (), SUFFIXES[GEORGIAN])
+        words = self._unique(kind, size, spell)
         return [("".join(sounds[word]).capitalize(), word) for word in words]
 
 

@@ -9,6 +9,7 @@ not depend on how many events are asked for, or in which order, and many are dra
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ from mlmx.keyed import fold, stream, uniform
 SPLITS = ("train", "dev", "test")
 _SPLIT_ODDS = (0.9, 0.95)  # cumulative, as all odds below
 
-NUM_TOPICS = 40
+NUM_TOPICS = 20
 # A concept is at home in some topics, and there so many times as frequent as elsewhere: masked words follow from their context.
 _HOME_RATIO = 0.06
 _HOME_BOOST = 60.0
+# Steeper than a natural language's 1.0, so that a minute of training meets the common words often enough; the tail stays long.
+_ZIPF_SHIFT, _ZIPF_EXPONENT = 3.0, 1.4
 
 _AGENT_KINDS, _AGENT_ODDS = ("role", "person", "organisation"), (0.4, 0.8)
 _PATIENT_KINDS, _PATIENT_ODDS = ("object", "person", "organisation"), (0.8, 0.92)
@@ -51,7 +54,7 @@ class World:
         self.seed = seed
         self.lexicon = Lexicon(seed)
         self._cumulative = {kind: self._topical(kind, size) for kind, size in SIZES.items()}
-        self._topics = np.cumsum(_zipf(NUM_TOPICS, 6.0))[:-1]
+        self._topics = np.cumsum(_zipf(NUM_TOPICS, shift=6.0, exponent=1.0))[:-1]
 
     def event(self, index: int) -> Event:
         """Return event number ``index``."""
@@ -89,7 +92,7 @@ class World:
         topics, concepts = np.arange(NUM_TOPICS, dtype=np.int64), np.arange(size, dtype=np.int64)
         keys = fold(fold(np.full((NUM_TOPICS, 1), self.seed, np.int64), stream(f"microworld home {kind}")), topics[:, None])
         at_home = uniform(fold(keys, concepts[None])) < _HOME_RATIO
-        weights = _zipf(size, 3.0) * np.where(at_home, _HOME_BOOST, 1.0)  # (T, C)
+        weights = _zipf(size, shift=_ZIPF_SHIFT, exponent=_ZIPF_EXPONENT) * np.where(at_home, _HOME_BOOST, 1.0)  # (T, C)
         cumulative = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
         cumulative[:, -1] = 1.0
         return np.asarray((cumulative + topics[:, None]).ravel(), np.float64)
@@ -124,20 +127,20 @@ class _Draws:
         negated = self._happens("negated", np.where(judged, _JUDGED_NEGATED_RATIO, _NEGATED_RATIO))
         good = self._happens("good", 0.5)
         # Long sentences are kept to 14 words: not everything is said at once.
-        placed = self._happens("placed", 0.4) & ~contrasted
-        timed = self._happens("timed", 0.3) & ~(judged & placed)
+        placed = self._happens("placed", 0.35) & ~contrasted
+        timed = self._happens("timed", 0.25) & ~(judged & placed)
         in_year = ~(timed | placed | judged) & self._happens("in year", 0.06)
         # What comes before "but" is judged the other way round.
         manner_good = good ^ negated ^ contrasted
-        columns: dict[str, NDArray[Any] | list[int | None]] = {
+        columns: dict[str, NDArray[Any] | list[Any]] = {
             "topic": self._topics,
             "agent": self._agents,
             "agent_kind": self._agent_kinds,
             "agent_quality": self._optional(
                 self._concepts("quality", "agent quality"), self._happens("agent qualified", 0.2) & ~(placed | judged)
             ),
-            "agent_plural": self._happens("agent plural", 0.2),
-            "agent_full": self._happens("agent full", 0.6),
+            "agent_plural": self._happens("agent plural", 0.15),
+            "agent_full": self._happens("agent full", 0.4),
             "action": self._actions,
             "patient": self._patients,
             "patient_kind": self._patient_kinds,
@@ -145,9 +148,9 @@ class _Draws:
                 self._concepts("quality", "patient quality"), self._happens("patient qualified", 0.25)
             ),
             "patient_merit": self._optional(self._evaluating("merit", manner_good), judged & self._happens("merit", 0.4)),
-            "patient_plural": self._happens("patient plural", 0.3),
+            "patient_plural": self._happens("patient plural", 0.2),
             "patient_count": self._optional(self._counts(), self._happens("counted", 0.06)),
-            "patient_full": self._happens("patient full", 0.6),
+            "patient_full": self._happens("patient full", 0.4),
             "tense": tenses,
             "negated": negated,
             "place": self._optional(self._concepts("place"), placed),
@@ -156,6 +159,7 @@ class _Draws:
             "manner": self._optional(self._evaluating("manner", manner_good), judged),
             "contrast": self._optional(self._evaluating("manner", good, "contrast"), contrasted),
             "comment": self._optional(self._evaluating("comment", good), judged & self._happens("commented", 0.4)),
+            "focus": self._optional(self._uniform("focus"), self._happens("focused", 0.35)),
         }
         lists = [column if isinstance(column, list) else column.tolist() for column in columns.values()]
         rows = zip(self._indices.tolist(), *lists, strict=True)
@@ -182,7 +186,7 @@ class _Draws:
         return chosen, np.choose(chosen, [self._concepts(kind, name) for kind in kinds])
 
     @staticmethod
-    def _optional(numbers: Integers, present: NDArray[np.bool_]) -> list[int | None]:
+    def _optional(numbers: NDArray[Any], present: NDArray[np.bool_]) -> list[Any]:
         return [number if there else None for number, there in zip(numbers.tolist(), present.tolist(), strict=True)]
 
 
@@ -201,7 +205,7 @@ def _event(index: int, row: dict[str, Any]) -> Event:
         )
         return Participant(who, quality, plural=row[f"{slot}_plural"] or count is not None, count=count)
 
-    return Event(
+    event = Event(
         index=index,
         topic=row["topic"],
         agent=participant("agent", _AGENT_KINDS[row["agent_kind"]]),
@@ -216,8 +220,11 @@ def _event(index: int, row: dict[str, Any]) -> Event:
         contrast=concept("manner", "contrast"),
         comment=concept("comment"),
     )
+    focus = row["focus"]
+    return event if focus is None else replace(event, focus=event.parts[int(focus * len(event.parts))])
 
 
-def _zipf(size: int, shift: float) -> Floats:
-    weights = 1.0 / (np.arange(size) + shift)
+def _zipf(size: int, *, shift: float, exponent: float) -> Floats:
+    """Return the shares of ``size`` ranks under the law of Zipf and Mandelbrot."""
+    weights = (np.arange(size) + shift) ** -exponent
     return np.asarray(weights / weights.sum(), np.float64)
