@@ -81,18 +81,20 @@ def packed_attention(
         )  # fmt: skip
         assert isinstance(attended, Tensor)
         return attended[None], None
-    outputs, start = [], 0
-    for length, count in runs_of(cu_seqlens) if runs is None else runs:
-        end = start + length * count
+    runs = runs_of(cu_seqlens) if runs is None else runs
+    sizes = [length * count for length, count in runs]
+    # One split, since the backward pass of a slice writes zeros for all the rest of the tensor.
+    parts = zip(*(torch.split(x, sizes) for x in (query, key, value)), strict=True)
+    outputs = []
+    for (length, count), part in zip(runs, parts, strict=True):
         # Neighbouring rows of one length are a plain batch: views in, no padding and no mask.
-        q, k, v = (x[start:end].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (query, key, value))  # (N, H, L, E)
+        q, k, v = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in part)  # (N, H, L, E)
         mask = _window_mask(length, sliding_window, causal=causal, device=q.device)
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling,
             is_causal=causal and mask is None, enable_gqa=grouped_heads,
         )  # fmt: skip
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
-        start = end
     return torch.cat(outputs)[None], None
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mlmx.stage import StageDir
 
@@ -187,9 +188,14 @@ def _has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators("api.wandb.ai") is not None
+        known = netrc.netrc(os.environ.get("NETRC")).hosts
     except (OSError, netrc.NetrcParseError):
         return False
+    import wandb
+
+    # The default server has had more than one name.
+    server = os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url
+    return "api.wandb.ai" in known or urlsplit(server).hostname in known
 
 
 def _lineage(stage: StageDir) -> StageDir:
