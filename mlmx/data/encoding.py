@@ -137,9 +137,9 @@ def _pieces_and_word_ids(encodings: Sequence[Any]) -> tuple[NDArray[np.int32], N
 
 @cache
 def _character_classes() -> NDArray[np.uint8]:
-    # (0x110000,) bits of every code point; 0.2 s once per process.
+    # (0x110000,) bits of every code point. Beyond the first two planes only tags and variation selectors are no letters.
     classes = np.zeros(0x110000, np.uint8)
-    for point in range(0x110000):
+    for point in chain(range(0x20000), range(0xE0000, 0xE0200)):
         category = unicodedata.category(chr(point))
         if category[0] in "PS":
             classes[point] = _PUNCTUATION

@@ -1,4 +1,4 @@
-"""Tokenizers trained on the corpus, with the ``tokenizers`` library.
+"""Tokenizers trained on the corpus, as ``tokenizers`` pipelines.
 
 All of them cut a text into words first: at spaces, and around every punctuation mark or symbol (with the combining marks that
 follow it). Combining marks and zero-width joiners stay inside their word, which Indic scripts need. So the word ids of all
@@ -7,9 +7,8 @@ algorithms agree, and masking a word never masks the comma behind it.
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -134,45 +133,64 @@ class TrainedTokenizer:
     def _fit(self, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
         fit: dict[str, Callable[[Tokenizer, Iterable[str]], None]] = {
             "unigram": self._fit_unigram,
-            "wordpiece": self._fit_merges,
-            "bpe": self._fit_merges,
+            "wordpiece": self._fit_wordpiece,
+            "bpe": self._fit_bpe,
             "byte": self._fit_bytes,
             "character": self._fit_characters,
         }
-        with _one_thread():
-            fit[self.algorithm](tokenizer, texts)
+        fit[self.algorithm](tokenizer, texts)
 
     def _fit_unigram(self, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
+        # With SentencePiece's trainer: that of `tokenizers` walks over its words in the order of a hash table that is seeded anew
+        # in each process, and gives another vocabulary each time.
+        from tokenizers import models
+
+        counts = self._word_counts(tokenizer, texts)
+        pieces = _train_sentencepiece(counts, self.vocab_size - len(SPECIALS))
+        tokenizer.model = models.Unigram([(token, 0.0) for token in SPECIALS] + pieces, unk_id=SPECIALS.index(UNKNOWN))
+
+    def _fit_wordpiece(self, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
+        # Merges are learned with a mark before each word and then renamed: `tokenizers` numbers ``##`` pieces in the order of a
+        # hash table, on which ties, and so the vocabulary, depend.
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        counts: Counter[str] = Counter()
+        learner = Tokenizer(models.BPE())
+        learner.normalizer = tokenizer.normalizer
+        marking = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+        learner.pre_tokenizer = pre_tokenizers.Sequence([tokenizer.pre_tokenizer, marking])
+
+        def counted() -> Iterator[str]:
+            for text in texts:
+                counts.update(tokenizer.normalizer.normalize_str(text))
+                yield text
+
+        self._learn_merges(learner, counted())
+        # Each character may stand alone (``x``) or inside a word (``##x``).
+        characters = self._most_frequent(counts, (self.vocab_size - len(SPECIALS)) // 2)
+        known = set(characters)
+        tokens = [*SPECIALS, *characters, *(f"##{character}" for character in characters)]
+        by_id = sorted(learner.get_vocab().items(), key=lambda item: item[1])
+        merged = [token for token, _ in by_id if token not in SPECIALS and known.issuperset(token.removeprefix("▁"))]
+        tokens += [token[1:] if token.startswith("▁") else f"##{token}" for token in merged if len(token) > 1]
+        vocabulary = {token: i for i, token in enumerate(list(dict.fromkeys(tokens))[: self.vocab_size])}
+        tokenizer.model = models.WordPiece(vocab=vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=100)
+
+    def _fit_bpe(self, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
+        from tokenizers import pre_tokenizers
+
+        self._learn_merges(tokenizer, texts, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+
+    def _learn_merges(self, tokenizer: Tokenizer, texts: Iterable[str], **settings: Any) -> None:
         from tokenizers import trainers
 
-        trainer = trainers.UnigramTrainer(
-            vocab_size=self.vocab_size, special_tokens=list(SPECIALS), unk_token=UNKNOWN, show_progress=False
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            min_frequency=self.min_count,
+            special_tokens=list(SPECIALS),
+            show_progress=False,
+            **settings,
         )
-        try:
-            tokenizer.train_from_iterator(texts, trainer)
-        except BaseException as error:
-            # The Rust code panics where no piece is left, and raises a plain Exception where characters are too many.
-            if isinstance(error, (KeyboardInterrupt, SystemExit)) or "UserError" in type(error).__name__:
-                raise
-            message = f"a unigram vocabulary of {self.vocab_size} cannot be trained on this corpus: {error}"
-            raise user_error("model.tokenizer.vocab_size", message) from error
-
-    def _fit_merges(self, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
-        from tokenizers import pre_tokenizers, trainers
-
-        # The trainers keep frequent characters first and drop the rest of the alphabet where the vocabulary has no room.
-        settings: dict[str, Any] = {
-            "vocab_size": self.vocab_size,
-            "min_frequency": self.min_count,
-            "special_tokens": list(SPECIALS),
-            "show_progress": False,
-        }
-        if self.algorithm == "bpe":
-            trainer: Any = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **settings)
-        else:
-            # Each character may stand alone (``x``) or inside a word (``##x``): half of the vocabulary at most.
-            limit = max(1, (self.vocab_size - len(SPECIALS)) // 2)
-            trainer = trainers.WordPieceTrainer(continuing_subword_prefix="##", limit_alphabet=limit, **settings)
         tokenizer.train_from_iterator(texts, trainer)
 
     def _fit_bytes(self, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
@@ -182,20 +200,28 @@ class TrainedTokenizer:
         tokenizer.model = models.BPE(vocab={token: i for i, token in enumerate([*SPECIALS, *alphabet])}, merges=[])
 
     def _fit_characters(self, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
-        from collections import Counter
-
         from tokenizers import models
 
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(tokenizer.normalizer.normalize_str(text).replace(" ", "▁"))
             counts["▁"] += 1
-        known = [character for character, count in counts.items() if count >= self.min_count]
-        # The most frequent ones where there is no room for all; ties by code point.
-        known.sort(key=lambda character: (-counts[character], character))
-        known = known[: self.vocab_size - len(SPECIALS)]
+        known = self._most_frequent(counts, self.vocab_size - len(SPECIALS))
         vocabulary = {token: i for i, token in enumerate([*SPECIALS, *known])}
         tokenizer.model = models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN, fuse_unk=False)
+
+    def _most_frequent(self, counts: Counter[str], limit: int) -> list[str]:
+        # Characters that occur often enough, the most frequent ones where there is no room for all; ties by code point.
+        known = [character for character, count in counts.items() if count >= self.min_count and not character.isspace()]
+        return sorted(known, key=lambda character: (-counts[character], character))[:limit]
+
+    def _word_counts(self, tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for text in texts:
+            words = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+            counts.update(word for word, _ in words)
+        del counts["▁"]
+        return counts
 
     def _set_template(self, tokenizer: Tokenizer) -> None:
         from tokenizers import processors
@@ -207,18 +233,43 @@ class TrainedTokenizer:
         )
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    # Sums over chunks depend on how many threads share them, and with them the last bits of unigram's scores.
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+def _train_sentencepiece(counts: Counter[str], vocab_size: int) -> list[tuple[str, float]]:
+    """Return the pieces of a unigram model and their log probabilities."""
+    import io
+
+    import sentencepiece
+
+    if not counts:
+        raise user_error("corpus", "has no words to train a tokenizer on.")
+    model = io.BytesIO()
     try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
+        sentencepiece.SentencePieceTrainer.train(
+            # Sorted, so that nothing depends on the order of the corpus either.
+            sentence_iterator=(f"{word}\t{count}" for word, count in sorted(counts.items())),
+            input_format="tsv",
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size + 1,  # with SentencePiece's own unknown token
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            split_by_unicode_script=False,
+            split_by_number=False,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            unk_id=0,
+            # Sums depend on into how many parts they are cut, so the number is fixed whatever the machine has.
+            num_threads=4,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        message = f"a unigram vocabulary of {vocab_size + len(SPECIALS)} cannot be trained on this corpus: {error}"
+        raise user_error("model.tokenizer.vocab_size", message) from error
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    return [(processor.id_to_piece(i), processor.get_score(i)) for i in range(1, processor.get_piece_size())]
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
