@@ -70,6 +70,9 @@ def summary_of(target: str) -> str:
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return (ast.get_docstring(node) or "").partition("\n")[0]
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and any(name in (alias.asname, alias.name) for alias in node.names):
+            # A package shows what one of its modules defines.
+            return summary_of(f"{node.module}.{name}")
     return ""
 
 
