@@ -153,7 +153,10 @@ def run(stage: StageDir) -> None:
     parallel = execution["parallel"]
     began = time.monotonic()
     with process_group(
-        device=parallel["device"], num_threads=parallel["num_threads"], timeout_seconds=parallel["timeout_seconds"]
+        device=parallel["device"],
+        num_threads=parallel["num_threads"],
+        timeout_seconds=parallel["timeout_seconds"],
+        strategy=parallel["strategy"],
     ) as processes:
         # Whatever a constructor draws (an encoder from scratch, a fresh head) is drawn from here.
         torch.manual_seed(config["spec"].get("seed", 0))
