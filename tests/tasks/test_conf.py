@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from mlmx.build import build, problems_of
+from mlmx.tasks.task import Task
+
+CONF = Path(__file__).parents[2] / "conf"
+NAMES = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
+
+
+def node_of(name: str, *overrides: str) -> dict:
+    """The task's node as a command composes it, without its trainer."""
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = compose("eval", [f"task={name}", *overrides])
+    tasks = OmegaConf.to_container(config.task)
+    assert list(tasks) == [name], "the YAML puts itself where its name says"
+    node = tasks[name]
+    assert node["name"] == name
+    node.pop("trainer", None)
+    return node
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_has_all_settings_of_its_task_and_no_other(name):
+    problems = [problem for problem in problems_of(node_of(name), f"task.{name}") if "'???'" not in problem.message]
+    assert problems == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "_" not in name or name == "eval_mask"])
+def test_options_without_files_are_ready_to_run(name):
+    task = build(node_of(name), where=f"task.{name}")
+    assert isinstance(task, Task)
+    assert task.name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("eval_mask_files", ["corpus@task.eval_mask_files.corpus=jsonl", "task.eval_mask_files.corpus.path=a.jsonl"]),
+        (
+            "tagging_files",
+            [
+                "corpus@task.tagging_files.corpora.train=conllu",
+                "+corpus@task.tagging_files.corpora.dev=conllu",
+                "task.tagging_files.corpora.train.path=a.conllu",
+                "task.tagging_files.corpora.dev.path=a.conllu",
+                "task.tagging_files.corpora.test.path=a.conll",
+            ],
+        ),
+        (
+            "bitext_parallel",
+            ["task.bitext_parallel.data.corpus.path=a.tsv", "task.bitext_parallel.data.corpus.languages=[en,de]"],
+        ),
+        ("bitext_files", [f"task.bitext_files.data.{setting}=a.tsv" for setting in ("source", "target", "gold")]),
+        ("sentiment_files", ["task.sentiment_files.data.path=a.jsonl", "task.sentiment_files.data.split_column=split"]),
+    ],
+)
+def test_options_take_files_of_the_user(name, overrides):
+    assert isinstance(build(node_of(name, *overrides), where=f"task.{name}"), Task)
+
+
+def test_an_option_can_be_used_twice_under_names_of_its_own(tmp_path):
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = compose("eval", ["task=bitext", "+task@task.other=bitext", "task.other.name=other", "task.other.layer=1"])
+    assert {name: (node.name, node.layer) for name, node in config.task.items()} == {
+        "bitext": ("bitext", "last"),
+        "other": ("other", 1),
+    }
