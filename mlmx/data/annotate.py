@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlmx.data.corpus import Annotation, Annotator, Segment
-from mlmx.data.prepare import save_atomically
+from mlmx.data.prepare import Numbering, save_atomically
 from mlmx.data.progress import progress_bar
 from mlmx.data.shards import ANNOTATION_META, FORMAT, ArrayWriter, TokenStore
 from mlmx.data.words import align
@@ -51,6 +52,21 @@ def annotate_store(store: TokenStore, annotator: Annotator, folder: Path, *, sho
     return meta
 
 
+class _Codes(dict[str | None, int]):
+    # Tag -> twice its class, plus one where it says that an entity begins.
+
+    def __init__(self, names: Numbering, iob2: bool) -> None:
+        super().__init__()
+        self.names = names
+        self.iob2 = iob2
+
+    def __missing__(self, tag: str | None) -> int:
+        prefix, separator, rest = (tag or "").partition("-")
+        marked = self.iob2 and bool(separator) and prefix in ("B", "I")
+        self[tag] = 2 * self.names[rest if marked else tag or ""] + (marked and prefix == "B")
+        return self[tag]
+
+
 class _Annotation:
     # Annotates batches of segments and counts.
 
@@ -59,9 +75,8 @@ class _Annotation:
         self.annotator = annotator
         self.writer = writer
         # "O" is a class of its own: annotated, and no entity.
-        self.names: dict[str, dict[str, int]] = {
-            layer: {"": 0, OUTSIDE: 1} if layer == "entity" else {"": 0} for layer in annotator.layers
-        }
+        self.names = {layer: Numbering({"": 0, OUTSIDE: 1} if layer == "entity" else {"": 0}) for layer in annotator.layers}
+        self.codes = {layer: _Codes(names, layer == "entity") for layer, names in self.names.items()}
         self.counts: dict[tuple[str, str], Counter[int]] = {}
 
     @property
@@ -95,20 +110,12 @@ class _Annotation:
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         # (M,) class of each word of the annotator, and whether its tag says that an entity begins.
         names = self.names[layer]
-        classes = np.zeros(int(offsets[-1]), np.int64)
-        begins = np.zeros(int(offsets[-1]), bool)
-        for annotation, start in zip(annotations, offsets[:-1].tolist(), strict=True):
-            for i, tag in enumerate(annotation.tags.get(layer, ())):
-                if not tag:
-                    continue
-                prefix, separator, rest = tag.partition("-")
-                marked = layer == "entity" and separator and prefix in ("B", "I")
-                name = rest if marked else tag
-                classes[start + i] = names.setdefault(name, len(names))
-                begins[start + i] = bool(marked and prefix == "B")
+        nothing = [[None] * count for count in np.diff(offsets).tolist()]
+        tags = (annotation.tags.get(layer) or none for annotation, none in zip(annotations, nothing, strict=True))
+        codes = np.fromiter(map(self.codes[layer].__getitem__, chain.from_iterable(tags)), np.int64, int(offsets[-1]))
         if len(names) > 256:
             raise user_error("annotator", f"gives more than 255 classes in layer {layer}; map them to fewer with tag_map.")
-        return classes, begins
+        return codes >> 1, (codes & 1).astype(bool)
 
     def _count(self, layer: str, classes: NDArray[np.uint8], languages: NDArray[np.int8]) -> None:
         for number, language in enumerate(self.store.languages):

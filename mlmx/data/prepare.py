@@ -9,7 +9,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +113,14 @@ def batched(examples: Iterable[Example]) -> Iterator[list[Example]]:
         yield batch
 
 
+class Numbering(dict[str, int]):
+    """Gives each new name the next number."""
+
+    def __missing__(self, name: str) -> int:
+        self[name] = len(self)
+        return self[name]
+
+
 class _Preparation:
     # Writes batches of examples and counts what goes by.
 
@@ -126,7 +134,7 @@ class _Preparation:
         self.languages = tuple(corpus.languages)
         self.num_sides = 2 if corpus.parallel else 1
         self.weights = getattr(corpus, "part_weights", None)
-        self.gold_names: dict[str, dict[str, int]] = {}
+        self.gold_names: dict[str, Numbering] = {}
         self.gold_written: Counter[str] = Counter()
         self.num_gold_words = 0
         self.totals = {"examples": 0, "pieces": 0, "words": 0, "bytes": 0}
@@ -213,9 +221,9 @@ class _Preparation:
         self.writer.append("gold_spans", np.array(spans, np.int32).reshape(-1, 2))
         for layer in sorted({layer for segment in with_gold for layer in segment.tags} | set(self.gold_names)):
             # The empty name stands for a layer that a segment lacks.
-            names = self.gold_names.setdefault(layer, {"": 0})
-            tags = [tag for segment in with_gold for tag in segment.tags.get(layer) or [""] * len(segment.words or ())]
-            ids = np.array([names.setdefault(tag, len(names)) for tag in tags], np.uint16)
+            names = self.gold_names.setdefault(layer, Numbering({"": 0}))
+            tags = (segment.tags.get(layer) or [""] * len(segment.words or ()) for segment in with_gold)
+            ids = np.fromiter(map(names.__getitem__, chain.from_iterable(tags)), np.uint16, len(spans))
             if self.gold_written[layer] < self.num_gold_words:
                 missing = self.num_gold_words - self.gold_written[layer]
                 self.writer.append(f"gold_{layer}", np.zeros(missing, np.uint16))
