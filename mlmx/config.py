@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ from hydra.errors import HydraException
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from yaml import YAMLError
 
 from mlmx.build import allow_package, is_node, problems_of
 from mlmx.errors import Problem, UserError, nearest, user_error
@@ -212,11 +214,20 @@ def _freeze(composed: DictConfig, command: str, overridden: Sequence[str]) -> tu
             continue
         try:
             plain[str(key)] = _plain(composed, str(key))
+        except InterpolationToMissingValueError as error:
+            referred = re.findall(r"\$\{([^}]*)\}", str(error)) or [str(error.full_key or key)]
+            missing = [name for name in referred if OmegaConf.is_missing(composed, name)] or _missing_inputs(composed) or referred
+            problems += [Problem(name, f"must be given: {name}=<value>.") for name in missing]
         except OmegaConfBaseException as error:
             problems.append(Problem(str(error.full_key or key), _first_line(error)))
     if problems:
-        return {}, problems
+        return {}, list(dict.fromkeys(problems))
     return freeze(plain, choices, command=command, overridden=overridden)
+
+
+def _missing_inputs(composed: DictConfig) -> list[str]:
+    inputs = composed.get("inputs") or {}
+    return [f"inputs.{name}" for name in inputs if OmegaConf.is_missing(inputs, name)]
 
 
 def _plain(composed: DictConfig, key: str) -> Any:
@@ -306,7 +317,7 @@ def _check_job(
                 rewritten[i] = "" if f"{override.key_or_group}@{override.package}" in known else "+"
         lines = [_line(override, rewritten.get(i)) for i, override in choices.items()]
         base = composer.compose(lines)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         given = " ".join(str(override.input_line) for override in choices.values())
         problems.append(Problem(given or composer.config_name, _first_line(error)))
         return None
@@ -418,4 +429,6 @@ def _header_problems(composer: Composer, choices: list[str], base: DictConfig) -
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    # A YAML error names its file and line in the lines that follow.
+    text = " ".join(str(error).split()) if isinstance(error, YAMLError) else str(error).strip().partition("\n")[0]
+    return text or type(error).__name__

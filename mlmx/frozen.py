@@ -56,6 +56,7 @@ class Settings(BaseModel):
     chain: list[_Name]
     stages: dict[str, dict[str, Any]]
     outputs: str
+    inputs: dict[str, str]
     plugins: list[str]
     sweep_metric: Annotated[str, Field(pattern=r"^[^/]+/[^/]+/[^/]+$")] | None
     parallel: Parallel
@@ -109,7 +110,7 @@ def freeze(
     _resolve_paths({"model": config["model"], "task": config["task"], "stages": stages, "corpus": config["corpus"]})
     for where, node in nodes.items():
         problems += _path_problems(node, where)
-    frozen = {key: config.get(key) for key in Settings.model_fields if key not in ("objective", "annotator", "trainer")}
+    frozen = {key: config.get(key) for key in Settings.model_fields if key not in ("objective", "annotator", "trainer", "inputs")}
     frozen["stages"] = stages
     frozen["places"] = {f"stages.{stage}.{group}": where for (stage, group), where in places.items()}
     frozen["outputs"] = str(Path(config["outputs"]).expanduser().absolute())
