@@ -46,6 +46,8 @@ def plan(config: Mapping[str, Any]) -> None:
             _say_difference(one)
 
 
+# Beyond these it is another corpus or model, and what it differs in is not why it must run.
+_MOST_DIFFERENCES = 10
 _COSTS = ("num_parameters", "tokens", "steps", "memory_bytes")
 
 
@@ -74,8 +76,10 @@ def _say_difference(one: Placed) -> None:
         say(f"{one.label}: no finished stage of this kind yet")
         return
     say(f"{one.label}: differs from {nearest[1]} in")
-    for line in nearest[2]:
+    for line in nearest[2][:_MOST_DIFFERENCES]:
         say(f"  {line}")
+    if (more := len(nearest[2]) - _MOST_DIFFERENCES) > 0:
+        say(f"  ... and {more} more")
 
 
 def _finished(one: Placed) -> Iterator[StageDir]:
