@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,9 @@ class Corruption:
         random: the part that becomes a random token, uniform over all that are not special.
         keep: the part that stays as it is (and is predicted all the same).
     """
+
+    # Read by pydantic, when settings become an instance: a key that is not a field is an error.
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
     mask: float
     random: float

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from mlmx.build import Ratio
 from mlmx.data.rows import CorpusInfo
@@ -29,6 +29,8 @@ class EntityType:
         cap_ratio: at most ``max(1, round(cap_ratio * the type's tokens in the row))`` units of the type are selected before other
             words; 0 takes the type out.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     layer: Literal["entity", "pos"]
     classes: Annotated[tuple[str, ...], Field(min_length=1)]

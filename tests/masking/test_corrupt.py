@@ -103,3 +103,8 @@ def test_parts_must_sum_to_one(parts):
         Corruption(*parts)
     with pytest.raises(ValidationError, match="sum to 1"):
         TypeAdapter(Corruption).validate_python(dict(zip(("mask", "random", "keep"), parts, strict=True)))
+
+
+def test_parts_of_other_names_are_refused():
+    with pytest.raises(ValidationError, match="Unexpected keyword"):
+        TypeAdapter(Corruption).validate_python({"mask": 0.8, "random": 0.1, "keep": 0.1, "swap": 0.0})

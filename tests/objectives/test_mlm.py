@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def test_sparse_loss_equals_the_dense_one_of_transformers(tmp_path):
     labels[batch.tensors["selected"]] = batch.tensors["targets"]
     total = 0.0
     cu_seqlens = batch.tensors["cu_seqlens"].tolist()
-    for start, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+    for start, end in pairwise(cu_seqlens):
         row = labels[None, start:end]
         if (row != -100).any():
             # Transformers gives the mean over the row's predictions.
