@@ -29,7 +29,7 @@ from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped, unused-ignore]
 
 from mlmx.build import allow_package, is_node, problems_of
 from mlmx.errors import Problem, UserError, nearest, user_error

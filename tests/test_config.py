@@ -169,6 +169,20 @@ def test_values_that_must_be_given_count_only_where_they_are_used(tree):
     assert "model.source" in problems("model=pretrained")
 
 
+def test_inputs_that_an_experiment_refers_to_must_be_given(tree, tmp_path):
+    lines = [
+        "# @package _global_",
+        "defaults: [{override /corpus: text}]",
+        "inputs: {data: '???', more: '???'}",
+        "corpus: {path: '${inputs.data}/a'}",
+    ]
+    (tree / "experiment" / "with_inputs.yaml").write_text("\n".join(lines))
+    (tmp_path / "a").write_text("text\n")
+    assert "must be given" in problems("experiment=with_inputs")["inputs.data"].message
+    result = frozen("experiment=with_inputs", f"inputs.data={tmp_path}", "inputs.more=x")
+    assert result["stages"]["pretrain"]["corpus"]["path"] == str(tmp_path / "a")
+
+
 def test_files_that_do_not_exist(tmp_path):
     (tmp_path / "news.txt").write_text("a\n")
     found = problems("corpus=text", "corpus.path=new.txt")["corpus.path"]
