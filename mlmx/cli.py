@@ -238,15 +238,17 @@ def _one_config(command: str, config_name: str | None, overrides: list[str], con
 def report(
     outputs: Annotated[Path, typer.Argument(help="The folder with runs/ and stages/.")] = Path("outputs"),
     baseline: Annotated[str | None, typer.Option("--baseline", help="The configuration to compare the others with.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the Markdown and CSV files; default: OUTPUTS.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the Markdown and CSV files; default: OUTPUTS/report.")
+    ] = None,
 ) -> None:
     """Print and write the table of results: means and intervals over seeds, and differences from a baseline."""
     with _mistakes_told():
         if not outputs.is_dir():
             raise user_error("outputs", f"there is no such folder: {outputs}")
-        import mlmx.report
+        from mlmx.report.results import report as report_on
 
-        typer.echo(mlmx.report.report(outputs, baseline=baseline, out=out))  # type: ignore[attr-defined, unused-ignore]
+        typer.echo(report_on(outputs, baseline=baseline, out=out))
 
 
 @app.command(name="list")
