@@ -238,9 +238,7 @@ def _one_config(command: str, config_name: str | None, overrides: list[str], con
 def report(
     outputs: Annotated[Path, typer.Argument(help="The folder with runs/ and stages/.")] = Path("outputs"),
     baseline: Annotated[str | None, typer.Option("--baseline", help="The configuration to compare the others with.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the Markdown and CSV files; default: OUTPUTS/report.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for Markdown and CSV; default: OUTPUTS/report.")] = None,
 ) -> None:
     """Print and write the table of results: means and intervals over seeds, and differences from a baseline."""
     with _mistakes_told():
