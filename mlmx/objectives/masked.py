@@ -99,6 +99,9 @@ class MaskedCollator(Collator):
 class MaskedObjective(Objective):
     """Cross-entropy of the selected tokens; what subclasses choose is the policy.
 
+    Metrics are ``accuracy``, ``selected_ratio`` (of all tokens, special ones included) and, where words are annotated,
+    ``selected_in_entities`` (the part of the selected tokens whose word has one of the objective's types).
+
     Attributes:
         weights: the one term, ``mlm``.
     """
@@ -122,10 +125,11 @@ class MaskedObjective(Objective):
         # Half precision is too coarse to sum in.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits, targets, reduction="sum")
-        count = targets.new_tensor(len(targets))
+        # Filled on the device: copying a number there would wait for it.
+        count = targets.new_full((), len(targets))
         metrics: dict[str, tuple[Tensor, Tensor]] = {
             "accuracy": ((logits.argmax(-1) == targets).sum(), count),
-            "selected_ratio": (count, targets.new_tensor(batch.num_tokens)),
+            "selected_ratio": (count, targets.new_full((), batch.num_tokens)),
         }
         if (in_entities := batch.tensors.get("in_entities")) is not None:
             metrics["selected_in_entities"] = (in_entities.sum(), count)
