@@ -1,7 +1,7 @@
 """Write the pages of docs/ that are tables of what there is: one a config group, from the YAMLs and the docstrings.
 
-    python scripts/generate_docs.py           # write them
-    python scripts/generate_docs.py --check   # exit 1 if one is out of date
+python scripts/generate_docs.py           # write them
+python scripts/generate_docs.py --check   # exit 1 if one is out of date
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def page(group: str, title: str) -> str:
         if details:
             parts.append("```text\n" + details + "\n```")
         parts.append(settings_table(node))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part if part.startswith("```") else part.replace("``", "`") for part in parts) + "\n"
 
 
 def main() -> None:
