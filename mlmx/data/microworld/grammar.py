@@ -4,11 +4,11 @@
 what                    qla                                              qka
 ======================  ===============================================  ===============================================
 script                  Latin, names capitalised                         Georgian, no capitals
-order                   comment agent verb patient manner place time     comment time place agent patient manner verb
+order                   agent verb patient, manner place time comment    agent patient verb, comment manner time place
 noun phrase             number noun adjective                            number adjective noun
 plural                  a word before the noun                           suffix, before the case
 patient, place          order, preposition                               case suffixes, also on names
-tense, negation         words before the verb                            suffixes of the verb
+tense, negation         words after the patient                          suffixes of the verb
 focus ("even")          clitic                                           clitic
 ======================  ===============================================  ===============================================
 """
@@ -150,16 +150,13 @@ class _Grammar(ABC):
 
 class _Latin(_Grammar):
     def sentence(self, event: Event, stem: Stem) -> tuple[Word, ...]:
-        words = []
-        if event.comment:
-            words.append(Word(stem("comment", event.comment)[0], "ADV", "comment"))
-        words += self._participant("agent", event.agent, stem)
-        if tense := _LATIN_TENSES[event.tense]:
-            words.append(Word(tense, "AUX", "action.tense"))
-        if event.negated:
-            words.append(Word("ne", "PART", "action.negation"))
+        words = self._participant("agent", event.agent, stem)
         words.append(Word(stem("action", event.action)[0], "VERB", "action"))
         words += self._participant("patient", event.patient, stem)
+        if event.negated:
+            words.append(Word("ne", "PART", "action.negation"))
+        if tense := _LATIN_TENSES[event.tense]:
+            words.append(Word(tense, "AUX", "action.tense"))
         if event.manner:
             words.append(Word(stem("manner", event.manner)[0], "ADV", "manner"))
         if event.place:
@@ -171,6 +168,8 @@ class _Latin(_Grammar):
             words += [Word("na", "ADP", "year.mark"), Word(str(event.year), "NUM", "year")]
         if event.contrast:
             words += [Word("ma", "CCONJ", "contrast.mark"), Word(stem("contrast", event.contrast)[0], "ADV", "contrast")]
+        if event.comment:
+            words.append(Word(stem("comment", event.comment)[0], "ADV", "comment"))
         return (*words, Word(".", "PUNCT", "stop"))
 
     def _participant(self, slot: str, who: Participant, stem: Stem) -> list[Word]:
@@ -190,24 +189,22 @@ class _Latin(_Grammar):
 
 class _Georgian(_Grammar):
     def sentence(self, event: Event, stem: Stem) -> tuple[Word, ...]:
-        words = []
+        words = self._participant("agent", event.agent, stem)
+        words += self._participant("patient", event.patient, stem)
+        negation = "უთ" if event.negated else ""
+        words.append(Word(stem("action", event.action)[0] + negation + _GEORGIAN_TENSES[event.tense], "VERB", "action"))
         if event.comment:
             words.append(Word(stem("comment", event.comment)[0], "ADV", "comment"))
+        if event.manner:
+            words.append(Word(stem("manner", event.manner)[0], "ADV", "manner"))
+        if event.contrast:
+            words += [Word("ხო", "CCONJ", "contrast.mark"), Word(stem("contrast", event.contrast)[0], "ADV", "contrast")]
         if event.time:
             words.append(Word(stem("time", event.time)[0], "ADV", "time"))
         if event.year:
             words += [Word(str(event.year), "NUM", "year"), Word("წელს", "NOUN", "year.mark")]
         if event.place:
             words += self.name("place", event.place, stem("place", event.place), _GEORGIAN_CASES["place"])
-        words += self._participant("agent", event.agent, stem)
-        words += self._participant("patient", event.patient, stem)
-        if event.manner:
-            words.append(Word(stem("manner", event.manner)[0], "ADV", "manner"))
-        negation = "უთ" if event.negated else ""
-        words.append(Word(stem("action", event.action)[0] + negation + _GEORGIAN_TENSES[event.tense], "VERB", "action"))
-        if event.contrast:
-            words.append(Word("ხო", "CCONJ", "contrast.mark"))
-            words.append(Word(stem("contrast", event.contrast)[0], "ADV", "contrast"))
         return (*words, Word(".", "PUNCT", "stop"))
 
     def _participant(self, slot: str, who: Participant, stem: Stem) -> list[Word]:
