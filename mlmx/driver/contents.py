@@ -108,6 +108,9 @@ class Contents:
             # The ending says how to read a file; the rest of its name says nothing.
             suffixes = path.suffixes[-2:] if path.suffix in _COMPRESSIONS else path.suffixes[-1:]
             return _digest(["".join(suffixes), self.file_hash(path)])
+        stage = path.parent if path.name == "encoder" else path
+        if (stage / "config.yaml").exists() and (stage / "lock").exists() and not (stage / "result.json").exists():
+            raise UserError(Problem(where, f"the stage {str(stage)!r} is not finished; its files may be half written."))
         if (path / "result.json").exists() and (path / "encoder").is_dir():
             path = path / "encoder"  # A stage directory also holds logs; what is taken from it is the encoder.
         files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path)))

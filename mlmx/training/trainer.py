@@ -28,7 +28,7 @@ from mlmx.data.rows import RowDataset
 from mlmx.errors import Problem, UserError, user_error
 from mlmx.models.encoder import set_dropout
 from mlmx.objectives.objective import Objective
-from mlmx.stage import StageDir
+from mlmx.stage import StageDir, write_atomically
 from mlmx.training.checkpoint import load_checkpoint, save_checkpoint
 from mlmx.training.loader import StepBatches
 from mlmx.training.optim import Schedule, adamw, learning_rate_factor
@@ -378,4 +378,4 @@ def _cut_metrics(stage: StageDir, step: int) -> None:
     if stage.metrics_path.exists():
         lines = stage.metrics_path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        stage.metrics_path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_atomically(stage.metrics_path, "".join(f"{line}\n" for line in kept))

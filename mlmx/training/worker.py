@@ -43,6 +43,8 @@ EXIT_STOPPED = 128 + signal.SIGTERM
 # Preparation and annotation have neither curves nor scores to look at.
 TRACKED_KINDS = ("pretrain", "finetune", "eval")
 
+TRAINING_KINDS = ("pretrain", "finetune")
+
 
 def prepare(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Train a tokenizer, or tokenise a corpus into memory-mapped shards."""
@@ -160,7 +162,9 @@ def run(stage: StageDir) -> None:
     ) as processes:
         # Whatever a constructor draws (an encoder from scratch, a fresh head) is drawn from here.
         torch.manual_seed(config["spec"].get("seed", 0))
-        signal.signal(signal.SIGTERM, lambda *_: processes.request_stop())
+        if config["kind"] in TRAINING_KINDS:
+            # Only a training has something to save; the others end at once.
+            signal.signal(signal.SIGTERM, lambda *_: processes.request_stop())
         tracked = processes.is_main and config["kind"] in TRACKED_KINDS
         with stage_tracker(stage, enabled=tracked) as tracker:
             result = WORK[config["kind"]](stage, config["spec"], processes, tracker)

@@ -112,6 +112,19 @@ def test_missing_inputs_are_told_all_at_once(tmp_path):
     assert [problem.where for problem in caught.value.problems] == ["corpus.path", "task.bitext.gold"]
 
 
+@pytest.mark.parametrize("inside", ["", "encoder"])
+def test_what_an_unfinished_stage_left_is_refused(tmp_path, inside):
+    stage = tmp_path / "pretrain-mlm-0123abcd"
+    (stage / "encoder").mkdir(parents=True)
+    for name in ("config.yaml", "lock", "encoder/config.json"):
+        (stage / name).write_text("{}")
+    spec = {"model": {"_inputs_": ["source"], "source": str(stage / inside)}}
+    with pytest.raises(UserError, match="is not finished"):
+        Contents(tmp_path / "cache.json").inputs_of(spec)
+    (stage / "result.json").write_text("{}")
+    assert Contents(tmp_path / "cache.json").inputs_of(spec)
+
+
 COMMIT = "0123456789" * 4
 
 
