@@ -90,6 +90,10 @@ class _SharedRepository(CachingConfigRepository):  # type: ignore[misc, unused-i
     def __deepcopy__(self, memo: dict[int, Any]) -> _SharedRepository:
         return self
 
+    def load_config(self, config_path: str) -> Any:
+        # Composing merges into what is loaded, so that a composition would find the choices of the one before it.
+        return copy.deepcopy(super().load_config(config_path))
+
 
 class Composer:
     """Composes configs as Hydra does, without running anything."""
