@@ -167,12 +167,26 @@ def _start(
     if flags:
         jobs.run_jobs(composed, checked, _no_job, flags=flags)
         return
+    for outputs in {frozen["outputs"] for frozen in checked.configs}:
+        _need_writable(Path(outputs), "outputs")
     if checked.multirun:
         _check_sweep(checked.configs, fresh=fresh)
     # Jobs of a sweep share stages, so that fresh means: since the command began.
     typed = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     job = partial(_run_job, typed=typed, fresh=began if fresh else False)
     jobs.run_jobs(composed, checked, job, flags=["--multirun"] if checked.multirun else [])
+
+
+def _need_writable(folder: Path, setting: str) -> None:
+    """Refuse a folder for results that cannot be made or written to, before work is done that could not be kept."""
+    import tempfile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise user_error(setting, f"{folder} cannot be written to: {error.strerror}.") from error
 
 
 def _no_job(frozen: dict[str, Any], run_dir: Path, overrides: list[str]) -> None:
@@ -231,7 +245,9 @@ def preview(
 def _one_config(command: str, config_name: str | None, overrides: list[str], config_dir: Path | None) -> dict[str, Any]:
     from mlmx import config
 
-    return config.check(config.Command(command, config_name or command, config_dir), overrides).configs[0]
+    frozen = config.check(config.Command(command, config_name or command, config_dir), overrides).configs[0]
+    _need_writable(Path(frozen["outputs"]), "outputs")
+    return frozen
 
 
 @app.command()
@@ -246,6 +262,8 @@ def report(
             raise user_error("outputs", f"there is no such folder: {outputs}")
         from mlmx.report.results import report as report_on
 
+        if out is not None:
+            _need_writable(out, "--out")
         typer.echo(report_on(outputs, baseline=baseline, out=out))
 
 

@@ -7,6 +7,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def options(kind: str, folders: Sequence[Path]) -> list[Option]:
         group = folder / KINDS[kind]
         for file in sorted(group.rglob("*.yaml")):
             files.setdefault(file.relative_to(group).with_suffix("").as_posix(), file)
-    targets = {name: _target(yaml.safe_load(file.read_text(encoding="utf-8"))) for name, file in files.items()}
+    targets: dict[str, str | None] = {name: node_of(file).get("_target_") for name, file in files.items()}
     shared = Counter(targets.values())
     found = []
     for name, file in sorted(files.items()):
@@ -59,6 +60,16 @@ def options(kind: str, folders: Sequence[Path]) -> list[Option]:
         comment = _comment(file)
         found.append(Option(name, comment if comment and (not docstring or shared[target] > 1) else docstring))
     return found
+
+
+def node_of(file: Path) -> dict[str, Any]:
+    """Return what a YAML says together with the options of its own group that it is based on."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    node: dict[str, Any] = {}
+    for base in content.pop("defaults", ()):
+        if isinstance(base, str) and base != "_self_" and (path := file.with_name(f"{base}.yaml")).exists():
+            node |= node_of(path)
+    return node | content
 
 
 def summary_of(target: str) -> str:
@@ -76,11 +87,6 @@ def summary_of(target: str) -> str:
     return ""
 
 
-def _target(content: Any) -> str | None:
-    """Return the class a YAML names, at its top or where its package header puts it."""
-    return content.get("_target_") if isinstance(content, dict) else None
-
-
 def _source(module: str) -> Path | None:
     package, *parts = module.split(".")
     try:
@@ -96,9 +102,7 @@ def _source(module: str) -> Path | None:
 
 
 def _comment(file: Path) -> str:
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            return ""
-        if not line.removeprefix("#").strip().startswith("@package"):
-            return line.removeprefix("#").strip()
-    return ""
+    """Return the comment that a YAML begins with, as one line, without the package header."""
+    lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    remarks = [line.removeprefix("#").strip() for line in lines]
+    return " ".join(remark for remark in remarks if not remark.startswith("@package"))

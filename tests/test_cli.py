@@ -269,3 +269,19 @@ def test_every_real_option_composes(group):
     else:
         assert len(checked.configs) == len(options)
     assert told == []
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "preview"])
+def test_outputs_that_cannot_be_written_to_are_refused(chain, tmp_path, command):
+    (tmp_path / "file").write_text("")
+    result = invoke(command, "outputs=file/results")
+    assert result.exit_code == 2
+    assert f"outputs: {tmp_path}/file/results cannot be written to" in result.stderr
+    assert not chain.runs + chain.planned + chain.previewed
+
+
+def test_list_shows_a_comment_of_several_lines_as_one(chain, tmp_path):
+    own = tmp_path / "own" / "task"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("# @package task.mine\n# Mine,\n# and long.\n_target_: nowhere.Mine\n# no more\n")
+    assert "Mine, and long.\n" in invoke("list", "tasks", "--config-dir", str(tmp_path / "own")).stdout

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from mlmx.data.corpora.sentences import Block, columns_of, join_words, read_blocks
 from mlmx.data.corpus import Corpus, Example, Segment
 from mlmx.data.text_files import find_files
+from mlmx.errors import user_error
 
 NO_WORDS = "sentence without words"
+_NUMBER = re.compile(r"\d+([-.]\d+)?")
 
 
 class ConllUCorpus(Corpus):
@@ -51,6 +54,8 @@ class ConllUCorpus(Corpus):
                 continue
             columns = columns_of(where, line, lambda text: text.split("\t"), needed)
             number, form, upos, misc = columns[0], columns[1], columns[3], columns[9]
+            if not _NUMBER.fullmatch(number):
+                raise user_error(where, f"{number!r} is no word's number (1, 1-2 or 1.1), so this is no CoNLL-U.")
             if "." in number:
                 continue
             features = dict(item.partition("=")[::2] for item in misc.split("|"))

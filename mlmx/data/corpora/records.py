@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ Record = tuple[str, tuple[str | None, ...]]
 """Where the record stands, and the values of the columns asked for; None where there is no value."""
 
 BLANK = "blank"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RecordCorpus(Corpus):
@@ -70,6 +72,9 @@ def field_of(record: Mapping[str, Any], column: Column, where: str) -> str | Non
             value = value[part]
     if value is not None and not isinstance(value, str):
         raise user_error(where, f"column {column!r} holds a {type(value).__name__}, not a text.")
+    if value is not None and _SURROGATE.search(value):
+        # JSON can spell half of a character (\ud83d); no tokenizer takes it.
+        raise user_error(where, f"column {column!r} holds half of a surrogate pair, which is no character.")
     return value
 
 
@@ -101,6 +106,8 @@ def read_tsv(path: Path, columns: Sequence[Column], header: bool) -> Iterator[Re
 
 def _tsv_index(where: str, column: Column, names: Sequence[str], header: bool) -> int:
     if isinstance(column, int) or (column.isdigit() and column not in names):
+        if int(column) < 0:
+            raise user_error(where, f"column {column} is not valid: columns are indices from 0.")
         if header and int(column) >= len(names):
             raise _missing_column(where, column, names)
         return int(column)

@@ -67,6 +67,7 @@ def test_jsonl_reads_nested_fields(tmp_path: Path) -> None:
         ('["text"]', r"a\.jsonl:2: is a JSON list"),
         ('{"txet": "a", "id": 1}', r"a\.jsonl:2: there is no column 'text'; there are: 'txet', 'id'\. Did you mean 'txet'"),
         ('{"text": 3}', r"a\.jsonl:2: column 'text' holds a int"),
+        (r'{"text": "\ud83d"}', r"a\.jsonl:2: column 'text' holds half of a surrogate pair"),
     ],
 )
 def test_bad_json_is_named_by_line(tmp_path: Path, line: str, message: str) -> None:
@@ -88,6 +89,7 @@ def test_tsv_by_name_and_by_index_and_quotes_are_text(tmp_path: Path) -> None:
         ({"header": True, "column": "sentense"}, r"no column 'sentense'; there are: 'id', 'sentence'\. Did you mean 'sentence'"),
         ({"header": True, "column": 5}, "no column 5"),
         ({"header": False, "column": "sentence"}, "columns are indices"),
+        ({"header": False, "column": -1}, "column -1 is not valid"),
         ({"header": False, "column": 1}, r"a\.tsv:2: has 1 columns, so that column 1 is missing"),
     ],
 )
@@ -145,6 +147,12 @@ def test_conllu_words_spaces_and_tags(tmp_path: Path) -> None:
 def test_conllu_with_missing_columns(tmp_path: Path) -> None:
     (tmp_path / "a.conllu").write_text("1\tEr\n\n")
     with pytest.raises(UserError, match=r"a\.conllu:1: has 2 columns, so that column 3 \(UPOS\) is missing"):
+        texts(corpus("conllu", path=str(tmp_path / "a.conllu")))
+
+
+def test_other_columns_are_no_conllu(tmp_path: Path) -> None:
+    (tmp_path / "a.conllu").write_text("\t".join(["Er", *"_________"]) + "\n\n")
+    with pytest.raises(UserError, match=r"a\.conllu:1: 'Er' is no word's number"):
         texts(corpus("conllu", path=str(tmp_path / "a.conllu")))
 
 
