@@ -207,8 +207,9 @@ def _resolve(repository: str, revision: str, kind: str, where: str) -> str:
         raise UserError(Problem(where, f"{repository!r} is neither an existing path nor the name of a hub repository.")) from error
     except RevisionNotFoundError as error:
         raise UserError(Problem(where, f"the hub's {kind} {repository!r} has no revision {revision!r}.")) from error
-    except (RepositoryNotFoundError, OSError, RuntimeError) as error:
-        # Offline: the cache remembers which commit a revision stood for when it was fetched.
+    except Exception as error:
+        # Whatever the hub's client is built on (requests, httpx, httpx2) raises errors of its own, of no common kind.
+        # Offline, the cache remembers which commit a revision stood for when it was fetched.
         reference = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repository.replace('/', '--')}" / "refs" / revision
         if not isinstance(error, RepositoryNotFoundError) and reference.is_file():
             return reference.read_text(encoding="utf-8").strip()
