@@ -18,9 +18,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
 
-from mlmx.errors import Problem, UserError, nearest
+from mlmx.errors import Problem, UserError, nearest, user_error
 
 # Types of settings, with the range that the checker enforces.
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -134,13 +135,15 @@ def _target(node: Mapping[str, Any], where: str) -> Callable[..., Any]:
     package = str(path).partition(".")[0]
     if package not in _allowed_packages:
         message = f"{path!r} lies outside mlmx; to use a package of your own, declare it with plugins=[{package}]."
-        raise UserError(Problem(f"{where}._target_", message))
+        raise user_error(f"{where}._target_", message)
     module_name, _, name = path.rpartition(".")
     try:
         target = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(Problem(f"{where}._target_", f"{path!r} cannot be imported: {error}.")) from error
-    return target  # type: ignore[no-any-return]
+        if not inspect.isclass(target) and not inspect.isfunction(target):
+            raise TypeError("it is no class")
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise user_error(f"{where}._target_", f"{path!r} cannot be imported: {error}.") from error
+    return target
 
 
 def _settings_parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -158,7 +161,13 @@ def _adapter(target: Callable[..., Any], parameter: inspect.Parameter) -> TypeAd
         # for type checking.
         function = target.__init__ if inspect.isclass(target) else target
         annotation = eval(annotation, vars(sys.modules[function.__module__]))  # noqa: S307 - our own source, not the user's
-    return TypeAdapter(annotation)
+    try:
+        # Components are classes that pydantic knows nothing of: ``Annotator | None``.
+        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError as error:
+        if error.code != "type-adapter-config-unused":
+            raise
+        return TypeAdapter(annotation)  # a dataclass has a configuration of its own
 
 
 def _value_problems(target: Callable[..., Any], parameter: inspect.Parameter, value: Any, where: str) -> list[Problem]:
@@ -166,7 +175,13 @@ def _value_problems(target: Callable[..., Any], parameter: inspect.Parameter, va
         _adapter(target, parameter).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         return [
-            Problem(".".join([where, *map(str, detail["loc"])]), f"{detail['input']!r} is not valid: {detail['msg']}.")
+            Problem(".".join([where, *map(str, detail["loc"])]), f"{detail['input']!r} is not valid: {_message(detail)}.")
             for detail in error.errors()
         ]
     return []
+
+
+def _message(detail: Mapping[str, Any]) -> str:
+    if detail["type"] == "needs_python_object":
+        return "a component is needed, a mapping with a _target_"
+    return str(detail["msg"])

@@ -29,13 +29,28 @@ class Problem:
 class UserError(Exception):
     """Mistakes of the user: shown without a traceback, exit code 2, all at once."""
 
-    def __init__(self, problems: Problem | Sequence[Problem]) -> None:
+    def __init__(self, problems: Problem | Sequence[Problem] | str) -> None:
+        if isinstance(problems, str):
+            # torch rebuilds the error of a loader worker from the text of its traceback, and from nothing else.
+            problems = _problems_in(problems)
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
     def __reduce__(self) -> tuple[type[UserError], tuple[tuple[Problem, ...]]]:
         # Jobs of a parallel sweep raise it in another process.
         return UserError, (self.problems,)
+
+
+def _problems_in(traceback: str) -> list[Problem]:
+    """Read the problems back from a traceback that ends with a :class:`UserError`."""
+    problems: list[Problem] = []
+    for line in traceback.rpartition(f"{UserError.__name__}: ")[2].splitlines():
+        where, separator, message = line.partition(": ")
+        if separator or not problems:
+            problems.append(Problem(where, message))
+        else:
+            problems[-1] = Problem(problems[-1].where, f"{problems[-1].message}\n{line}")
+    return problems
 
 
 def user_error(where: str, message: str, nearest: str | None = None) -> UserError:

@@ -163,6 +163,9 @@ def _settings_problems(config: Mapping[str, Any]) -> list[Problem]:
         if not is_node(node):
             told = "is no task: it has no _target_; its YAML must start with `# @package task.<name>`."
             problems.append(Problem(f"task.{name}", told))
+        elif node.get("name", name) not in (name, MISSING):
+            told = f"{node['name']!r} is not the task's own name, and its scores would be reported under it; set it to {name}."
+            problems.append(Problem(f"task.{name}.name", told))
     chain = config.get("chain")
     if isinstance(chain, list) and len(set(map(str, chain))) < len(chain):
         problems.append(Problem("chain", f"{chain} names a stage twice."))

@@ -224,3 +224,10 @@ def test_own_config_dir(tmp_path):
     assert result["stages"]["pretrain"]["objective"]["mask_ratio"] == 0.5
     with pytest.raises(UserError, match="no such folder"):
         check(Command("run", "run", tmp_path / "nowhere"), [])
+
+
+def test_a_task_is_called_by_its_place():
+    found = problems("task.bitext.name=mine")
+    assert "set it to bitext" in found["task.bitext.name"].message
+    assert problems("task=[]", "+task@task.second=bitext").keys() == {"task.second.name"}
+    assert set(frozen("task=[]", "+task@task.second=bitext", "task.second.name=second")["task"]) == {"second"}
