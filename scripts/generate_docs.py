@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from mlmx import listing
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     "objective": "Objectives",
@@ -28,7 +30,7 @@ PAGES = {
 
 def node_of(path: Path) -> dict[str, Any] | None:
     """Return the component's node of a YAML file; None for a file that only selects others."""
-    node = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    node = listing.node_of(path)
     return node if "_target_" in node else None
 
 
@@ -58,7 +60,7 @@ def settings_table(node: dict[str, Any]) -> str:
     rows = [
         f"| `{name}` | {value_text(value)} | {described.get(name, '')} |".replace("\n", " ")
         for name, value in node.items()
-        if not name.startswith("_") and name != "defaults"
+        if not name.startswith("_")
     ]
     return "\n".join(["| setting | value | meaning |", "|---|---|---|", *rows]) if rows else "No settings."
 

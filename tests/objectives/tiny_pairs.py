@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from mlmx import keyed
+from mlmx import keyed, listing
 from mlmx.build import build
 from mlmx.data.batch import Batch, BatchContext
 from mlmx.data.gather import Side, Source, gather
@@ -70,7 +69,7 @@ TRAINER: dict[str, Any] = {
 
 def node_of(name: str, **settings: Any) -> dict[str, Any]:
     """The YAML of an objective, with some settings replaced."""
-    return {**yaml.safe_load((CONF / f"{name}.yaml").read_text()), **settings}
+    return {**listing.node_of(CONF / f"{name}.yaml"), **settings}
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from rich.console import Console
 
+from mlmx import listing
 from mlmx.build import build
 from mlmx.data.annotate import annotate_store
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
@@ -20,7 +20,7 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def component(path: str, **settings):
-    return {**yaml.safe_load((CONF / path).read_text()), **settings}
+    return {**listing.node_of(CONF / path), **settings}
 
 
 @pytest.fixture(scope="module", params=["unigram", "wordpiece", "bpe"])
