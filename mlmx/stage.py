@@ -27,6 +27,9 @@ from mlmx.errors import Problem, UserError
 FORMAT = 1
 """Version of the stage directory and of the fingerprint; raising it makes every finished stage unknown."""
 
+DRIVER_VARIABLE = "MLMX_DRIVER"
+"""Environment variable by which the driver tells workers ``pid start_time launch``; absent when a worker is run by hand."""
+
 KINDS = ("prepare", "annotate", "pretrain", "finetune", "eval")
 
 State = Literal["running", "failed", "finished"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -77,7 +77,6 @@ class Collator(ABC):
 
     view: Literal["segment", "pair"] = "segment"
     separator: Literal["template", "own"] = "template"
-    needs_tags: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:

@@ -1,6 +1,7 @@
-"""The contract every corpus and every annotator keeps."""
+"""The contract every corpus and every annotator keeps.
 
-# A corpus yields examples one by one, so that memory stays flat however large it is.
+A corpus yields examples one by one, so that memory stays flat however large it is.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ class Segment:
         text: as it is given to the tokenizer.
         language: its code.
         words: character spans of the words, where the source has words of its own (CoNLL, microworld).
-        tags: layer -> one tag per word, gold. Layers: ``pos`` (universal POS where possible) and ``entity`` (IOB2: ``B-PER``, ``I-PER``, ``O``).
+        tags: layer -> one tag per word, gold. Layers: ``pos`` (universal POS where possible) and ``entity`` (IOB2: ``B-PER``,
+            ``I-PER``, ``O``).
     """
 
     text: str

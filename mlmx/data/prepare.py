@@ -9,7 +9,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -255,8 +255,3 @@ class _Preparation:
             "part_weights": None if self.weights is None else list(self.weights),
             "dtypes": self.writer.dtypes,
         }
-
-
-def first_examples(corpus: Corpus, count: int) -> list[Example]:
-    """Return the first examples of a corpus, for previews."""
-    return list(islice(corpus.examples(), count))

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,7 +82,7 @@ class TextRows(RowDataset):
             for side in range(self.starts.shape[1])
         ]
         rows = gather(self.layout, self.source, sides, indices)
-        return rows if self.labels is None else _with_labels(rows, self.labels[indices])
+        return rows if self.labels is None else replace(rows, labels=self.labels[indices])
 
 
 class WordRows(RowDataset):
@@ -136,7 +137,7 @@ class WordRows(RowDataset):
             return rows
         labels = np.full(len(rows.input_ids), IGNORED, np.int64)
         labels[~rows.special] = self.piece_labels[self._pieces(indices)]
-        return _with_labels(rows, labels)
+        return replace(rows, labels=labels)
 
     def word_positions(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return, for each token of these rows, the position in its sentence of the word it begins, -1 for all other tokens.
@@ -177,16 +178,3 @@ def _first_pieces(encoded: Encoded) -> NDArray[np.bool_]:
     offsets = encoded.piece_offsets
     first[offsets[:-1][np.diff(offsets) > 0]] = True
     return first
-
-
-def _with_labels(rows: TokenRows, labels: NDArray[np.int64] | NDArray[np.float32]) -> TokenRows:
-    return TokenRows(
-        input_ids=rows.input_ids,
-        cu_seqlens=rows.cu_seqlens,
-        words=rows.words,
-        segments=rows.segments,
-        languages=rows.languages,
-        row_ids=rows.row_ids,
-        tags=rows.tags,
-        labels=labels,
-    )

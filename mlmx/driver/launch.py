@@ -20,15 +20,12 @@ import psutil
 
 from mlmx.driver.lease import drain, gpu_lease, registered_workers
 from mlmx.driver.sweep import stage_is_running
-from mlmx.stage import StageDir, user_error_from_json
+from mlmx.stage import DRIVER_VARIABLE, StageDir, user_error_from_json
 
 WORKER = "mlmx.training.worker"
 """The module that carries out a stage; named, never imported."""
 
-EXIT_USER_ERROR = 2
-
 _WATCH = "mlmx.training.deathwatch"
-_DRIVER_VARIABLE = "MLMX_DRIVER"  # What mlmx.training.deathwatch reads.
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 10.0
 _LAST_GRACE_SECONDS = 20.0
@@ -95,7 +92,7 @@ def launch(
 
 def attached(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """Return the command and the environment of a program that ends when this process does, however it ends."""
-    environment = {**os.environ, _DRIVER_VARIABLE: _driver("-"), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, DRIVER_VARIABLE: _driver("-"), "PYTHONUNBUFFERED": "1"}
     return [sys.executable, "-m", _WATCH, module, *arguments], environment
 
 
@@ -154,7 +151,7 @@ def _environment(parallel: Mapping[str, Any], num_processes: int, name: str) -> 
     """Return what workers are told. Nothing is left to defaults that differ between a direct start and torchrun."""
     num_threads = parallel.get("num_threads") or max(1, _num_cores() // num_processes)
     return {
-        _DRIVER_VARIABLE: _driver(name),
+        DRIVER_VARIABLE: _driver(name),
         "OMP_NUM_THREADS": str(num_threads),
         "MKL_NUM_THREADS": str(num_threads),
         "RAYON_NUM_THREADS": str(num_threads),

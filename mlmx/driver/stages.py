@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlmx.errors import Problem, UserError
+from mlmx.frozen import STAGE_GROUPS
 from mlmx.stage import Stage, canonical_json
-
-_GROUPS = ("objective", "corpus", "annotator", "trainer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +49,7 @@ def stages_of(config: Mapping[str, Any]) -> list[Stage]:
 
 def _pretraining(config: Mapping[str, Any], name: str) -> _Pretraining:
     is_default = list(config["chain"]) == ["pretrain"]
-    groups = {group: config["stages"][name][group] for group in _GROUPS}
+    groups = {group: config["stages"][name][group] for group in STAGE_GROUPS}
     label = _name_of(groups["objective"], name) if is_default else name
     return _Pretraining(name=label, where="" if is_default else f"stages.{name}.", **groups)
 

@@ -52,11 +52,6 @@ class MaskedCollator(Collator):
     position_reset: bool = False
     marked_tags: Mapping[str, frozenset[int]] | None = None
 
-    @property
-    def needs_tags(self) -> bool:  # type: ignore[override]
-        """Whether rows must carry annotation."""
-        return self.marked_tags is not None
-
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         selection = self.select(rows, context)
         extra: dict[str, NDArray[np.generic]] = {}

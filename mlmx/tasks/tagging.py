@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -90,9 +89,6 @@ class Tagging(Task):
                 predictions = predict_words(model, rows, batch_tokens=self.batch_tokens)
                 records += self._records(sentences, predictions, split)
         return Evaluation(scores=tagging_scores(records, task=self.name), predictions=records)
-
-    def export(self, model: Objective, folder: Path) -> None:
-        model.export(folder)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

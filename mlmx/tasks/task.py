@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mlmx.data.rows import RowDataset
@@ -77,7 +76,3 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
         """Judge the encoder, or the fine-tuned objective where ``objective`` returns one."""
-
-    def export(self, model: Objective, folder: Path) -> None:
-        """Write the fine-tuned model as a Hugging Face folder; by default its encoder."""
-        model.export(folder)

@@ -18,10 +18,7 @@ from typing import IO, Any
 
 import psutil
 
-from mlmx.stage import StageDir, try_lock
-
-DRIVER_VARIABLE = "MLMX_DRIVER"
-"""Environment variable by which the driver tells workers ``pid start_time launch``; absent when a worker is run by hand."""
+from mlmx.stage import DRIVER_VARIABLE, StageDir, try_lock
 
 _POLL_SECONDS = 0.3
 _GRACE_SECONDS = 5.0

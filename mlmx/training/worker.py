@@ -7,7 +7,6 @@ process and under torchrun for several. It exits with 0 when the stage is finish
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
@@ -26,7 +25,7 @@ from mlmx.data.store import open_rows
 from mlmx.errors import UserError
 from mlmx.models.encoder import Encoder
 from mlmx.models.load import load_encoder, load_tokenizer
-from mlmx.stage import StageDir, error_to_json, write_atomically
+from mlmx.stage import StageDir, error_to_json
 from mlmx.tasks.task import Task
 from mlmx.training.checkpoint import load_module, save_module
 from mlmx.training.deathwatch import watch
@@ -93,7 +92,7 @@ def finetune(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
     rows = task.training_rows(encoder)
     result = trainer.fit(objective, rows, stage, seed=spec["seed"], processes=processes, on_log=tracker.log)
     if processes.is_main:
-        task.export(objective, stage.encoder_dir)
+        objective.export(stage.encoder_dir)
         save_module(objective, stage.model_path)
     return {**result, "num_truncated_pieces": dict(rows.num_truncated)}
 
@@ -110,8 +109,7 @@ def evaluate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
         evaluation = task.evaluate(judged)
     else:
         evaluation = task.evaluate(_encoder(stage, spec).to(processes.device).eval())
-    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions)
-    write_atomically(stage.predictions_path, "".join(lines))
+    stage.write_predictions(evaluation.predictions)
     return {"scores": [score.to_json() for score in evaluation.scores]}
 
 

@@ -66,7 +66,7 @@ def test_fine_tuning_learns_and_the_export_is_a_tagger(tmp_path, make_encoder):
         "entity_f1": (1.0, 4),
     }
     assert evaluation.predictions[0]["predicted"] == ["O", "B-PER", "I-PER", "O", "B-LOC"]
-    tagging.export(objective, tmp_path / "tagger")
+    objective.export(tmp_path / "tagger")
     model = AutoModelForTokenClassification.from_pretrained(tmp_path / "tagger").eval()
     assert model.config.id2label == {0: "B-LOC", 1: "B-PER", 2: "I-PER", 3: "O"}
     # What is exported predicts as what was trained.
@@ -81,7 +81,7 @@ def test_fine_tuning_learns_and_the_export_is_a_tagger(tmp_path, make_encoder):
 def test_the_export_is_an_annotator(tmp_path, make_encoder):
     tagging = task(tmp_path)
     objective, _ = fit(tagging, make_encoder(WORDS))
-    tagging.export(objective, tmp_path / "tagger")
+    objective.export(tmp_path / "tagger")
     node = {"_target_": "mlmx.data.annotators.hf.HuggingFaceAnnotator", "path": str(tmp_path / "tagger"), "revision": None}
     node |= {"layer": "entity", "tag_map": None, "max_length": 16, "batch_tokens": 64, "trust_remote_code": False}
     annotation = build(node, where="annotator").annotate([Segment("Anna lives in Oslo", "en")])[0]
@@ -91,7 +91,7 @@ def test_the_export_is_an_annotator(tmp_path, make_encoder):
 def test_saved_weights_load_into_a_fresh_objective(tmp_path, make_encoder):
     tagging = task(tmp_path)
     objective, _ = fit(tagging, make_encoder(WORDS), steps=5)
-    tagging.export(objective, tmp_path / "tagger")
+    objective.export(tmp_path / "tagger")
     again = tagging.objective(load_encoder(tmp_path / "tagger"))
     again.load_state_dict(objective.state_dict())
     rows = tagging.training_rows(objective.encoder)
