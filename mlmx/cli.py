@@ -172,7 +172,7 @@ def _start(
     if checked.multirun:
         _check_sweep(checked.configs, fresh=fresh)
     # Jobs of a sweep share stages, so that fresh means: since the command began.
-    typed = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    typed = shlex.join(["mlmx", *sys.argv[1:]])
     job = partial(_run_job, typed=typed, fresh=began if fresh else False)
     jobs.run_jobs(composed, checked, job, flags=["--multirun"] if checked.multirun else [])
 
@@ -294,11 +294,12 @@ def _mistakes_told() -> Iterator[None]:
         _tell(error.problems)
         raise typer.Exit(2) from None
     except Exception as error:
-        failures = getattr(error, "failures", None)  # jobs.JobsFailed, named without importing Hydra
-        if failures is None:
+        # Named by what they carry, since importing their modules would import Hydra: jobs.JobsFailed, launch.StageFailedError.
+        failures = getattr(error, "failures", None)
+        if failures is None and not getattr(error, "told_by_log", False):
             raise
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2 if all(failure["user"] for failure in failures) else 1) from None
+        raise typer.Exit(2 if failures and all(failure["user"] for failure in failures) else 1) from None
 
 
 def _tell(problems: Sequence[Problem]) -> None:

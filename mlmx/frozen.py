@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import glob
+import importlib.util
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -103,6 +104,8 @@ def freeze(
     nodes = {"model": config["model"], **{f"task.{name}": node for name, node in config["task"].items()}}
     for stage, groups in stages.items():
         nodes |= {places[stage, group]: node for group, node in groups.items() if node is not None}
+    for where, node in nodes.items():
+        problems += _row_length_problems(node, where)
     if "corpus" in used:
         nodes["corpus"] = config["corpus"]
     for where, node in nodes.items():
@@ -166,10 +169,20 @@ def _settings_problems(config: Mapping[str, Any]) -> list[Problem]:
         elif node.get("name", name) not in (name, MISSING):
             told = f"{node['name']!r} is not the task's own name, and its scores would be reported under it; set it to {name}."
             problems.append(Problem(f"task.{name}.name", told))
+    plugins = config.get("plugins")
+    problems += [
+        Problem("plugins", f"there is no package {package!r} in this environment.")
+        for package in (plugins if isinstance(plugins, list) else ())
+        if isinstance(package, str) and not _importable(package)
+    ]
     chain = config.get("chain")
     if isinstance(chain, list) and len(set(map(str, chain))) < len(chain):
         problems.append(Problem("chain", f"{chain} names a stage twice."))
     return problems
+
+
+def _importable(package: str) -> bool:
+    return package.isidentifier() and importlib.util.find_spec(package) is not None
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
@@ -264,6 +277,18 @@ def _missing(value: Any, where: str) -> Iterator[Problem]:
     elif isinstance(value, list):
         for i, inner in enumerate(value):
             yield from _missing(inner, f"{where}[{i}]")
+
+
+def _row_length_problems(node: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """A trainer's settings of how text is cut into rows are for pretraining; a task cuts its own."""
+    trainer = node.get("trainer") if where.startswith("task.") else node if where.endswith("trainer") else None
+    for setting in ("max_length", "overlong") if isinstance(trainer, Mapping) else ():
+        given = trainer.get(setting) is not None
+        if where.startswith("task.") and given:
+            own = f" Use {where}.max_length." if setting == "max_length" and "max_length" in node else ""
+            yield Problem(f"{where}.trainer.{setting}", f"has no effect: the task cuts its own rows.{own}")
+        elif not where.startswith("task.") and setting in trainer and not given:
+            yield Problem(f"{where}.{setting}", "must be given for pretraining.")
 
 
 def _input_nodes(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -44,7 +44,8 @@ class JobMessages(Callback):  # type: ignore[misc, unused-ignore]
         if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
             return
         error = job_return._return_value
-        told = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
+        plain = isinstance(error, UserError) or getattr(error, "told_by_log", False)
+        told = str(error) if plain else "".join(traceback.format_exception(error)).rstrip()
         print(f"job {config.hydra.job.num} failed: {_overrides_of(config)}\n{told}", file=sys.stderr, flush=True)  # noqa: T201
         record = {"job": config.hydra.job.num, "user": isinstance(error, UserError), "error": str(error).strip().partition("\n")[0]}
         # Jobs may run in other processes, so what failed is told through a file, a line at a time.

@@ -1,9 +1,12 @@
 """The configs that mlmx comes with."""
 
+import re
+
 import pytest
 import yaml
 
 from mlmx import config
+from mlmx.errors import UserError
 
 
 @pytest.mark.parametrize("objective", ["mlm", "tlm"])
@@ -12,3 +15,16 @@ def test_selecting_a_stages_option_leaves_nothing_of_the_one_it_replaces(objecti
     node = config.check(config.Command("run", "run", None), line).configs[0]["stages"]["para"]["objective"]
     own = yaml.safe_load((config.conf_dir() / "objective" / f"{objective}.yaml").read_text(encoding="utf-8"))
     assert node == {**own, "_name_": objective}
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("task.sentiment.trainer.max_length=64", "task.sentiment.trainer.max_length: has no effect"),
+        ("trainer.max_length=null", "trainer.max_length: must be given"),
+        ("plugins=[no_such_package]", "plugins: there is no package 'no_such_package'"),
+    ],
+)
+def test_settings_without_effect_are_refused(override, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        config.check(config.Command("run", "run", None), [override])

@@ -36,7 +36,13 @@ _TRAINING_KINDS = ("pretrain", "finetune")
 
 
 class StageFailedError(Exception):
-    """A stage whose workers failed, by no mistake of the user that mlmx knows of."""
+    """A stage whose workers failed, by no mistake of the user that mlmx knows of.
+
+    Attributes:
+        told_by_log: the message holds the end of the log, and with it the traceback that matters.
+    """
+
+    told_by_log = True
 
 
 def launch(

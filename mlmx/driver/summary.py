@@ -43,7 +43,7 @@ class Summary:
         self._scores: list[dict[str, Any]] = []
         self._record: dict[str, Any] = {
             "name": config["name"],
-            "command": config.get("command") or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": config.get("command") or shlex.join(["mlmx", *sys.argv[1:]]),
             "overrides": list(overrides),
             "config": {key: value for key, value in config.items() if key != "command"},
             "seed": config["seed"],

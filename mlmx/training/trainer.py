@@ -60,8 +60,8 @@ class Trainer:
         batch_tokens: Positive | None,
         batch_examples: Positive | None,
         micro_batch_tokens: Positive | None,
-        max_length: Positive,
-        overlong: Literal["split", "truncate"],
+        max_length: Positive | None,
+        overlong: Literal["split", "truncate"] | None,
         learning_rate: PositiveFloat,
         schedule: Schedule,
         warmup_ratio: Ratio,
@@ -85,8 +85,8 @@ class Trainer:
             batch_tokens: most tokens of a global batch, over all processes; or
             batch_examples: rows of a global batch.
             micro_batch_tokens: most tokens of one forward pass of one process; null: the process' whole share.
-            max_length: tokens of the longest row.
-            overlong: what happens to longer texts of a corpus.
+            max_length: tokens of the longest row of a corpus, special ones included; null where a task makes its own rows.
+            overlong: what happens to longer texts of a corpus; null where a task makes its own rows.
             learning_rate: at its peak.
             schedule: of the learning rate, see ``mlmx.training.optim``.
             warmup_ratio: part of the steps in which the learning rate rises.
