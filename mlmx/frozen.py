@@ -282,7 +282,9 @@ def _missing(value: Any, where: str) -> Iterator[Problem]:
 def _row_length_problems(node: Mapping[str, Any], where: str) -> Iterator[Problem]:
     """A trainer's settings of how text is cut into rows are for pretraining; a task cuts its own."""
     trainer = node.get("trainer") if where.startswith("task.") else node if where.endswith("trainer") else None
-    for setting in ("max_length", "overlong") if isinstance(trainer, Mapping) else ():
+    if not isinstance(trainer, Mapping):
+        return
+    for setting in ("max_length", "overlong"):
         given = trainer.get(setting) is not None
         if where.startswith("task.") and given:
             own = f" Use {where}.max_length." if setting == "max_length" and "max_length" in node else ""
