@@ -164,7 +164,10 @@ def _settings_problems(config: Mapping[str, Any]) -> list[Problem]:
     task = config.get("task")
     for name, node in task.items() if isinstance(task, Mapping) else ():
         if not is_node(node):
-            told = "is no task: it has no _target_; its YAML must start with `# @package task.<name>`."
+            told = (
+                f"is no task: it has no _target_. If it is not selected, select it (task=[...,{name}]) or leave its settings out; "
+                "if it is, its YAML must start with `# @package task.<name>`."
+            )
             problems.append(Problem(f"task.{name}", told))
         elif node.get("name", name) not in (name, MISSING):
             told = f"{node['name']!r} is not the task's own name, and its scores would be reported under it; set it to {name}."

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-# The commands are as in the docs; only their size is not. Two seeds show the sweep and the intervals as well as three.
+# The commands are as in the docs; only their size is not: a sweep of 2 x 3 jobs is one of 2 x 1.
 SMALL = [
     *["trainer.max_steps=4", "trainer.batch_tokens=512", "model.tokenizer.vocab_size=400", "model.hidden_size=32"],
     *["model.intermediate_size=64", "tracker=none"],
@@ -29,7 +29,7 @@ def commands_of(document: str) -> list[str]:
 def small(arguments: list[str]) -> list[str]:
     if arguments[0] not in ("run", "plan", "preview", "pretrain"):
         return arguments
-    given = [argument.replace("seed=0,1,2", "seed=0,1") for argument in arguments]
+    given = [argument.replace("seed=0,1,2", "seed=0") for argument in arguments]
     sizes = SMALL + ([] if any(argument.startswith("corpus=") for argument in given) else SMALL_MICROWORLD)
     return given + sizes + (SMALL_TASKS if given[0] in ("run", "plan") else [])
 

@@ -59,7 +59,8 @@ class LinguisticEntityMasking(MaskedObjective):
         meets the budget. Its unit is the word (``rule: word``), the paper's the entity (``rule: span``). A type with a cap of
         0 is as if not listed, so that a noun inside a name may still count as a noun. Types come from an annotation stage, by
         example and word, where the released code looks whole sentences up and words that are not found vanish. Random tokens
-        are never special ones.
+        are never special ones. Positions start anew with the second side of a pair, as in ``tlm``, so that the two differ in
+        nothing but what they mask; ``position_reset: false`` is the released code.
 
     Raises:
         UserError: if the corpus has no annotation or not the classes of ``types``, if ``view`` asks for pairs of a corpus that has
@@ -80,6 +81,7 @@ class LinguisticEntityMasking(MaskedObjective):
         parity: Literal["paper", "released_code"],
         corruption: Corruption,
         view: Literal["segment", "pair", "corpus"],
+        position_reset: bool,
     ) -> None:
         """Choose what is masked first, and how the budget is filled.
 
@@ -95,6 +97,7 @@ class LinguisticEntityMasking(MaskedObjective):
             parity: ``paper``: the backfill meets the budget; ``released_code``: it falls short as in the released code.
             corruption: parts of the selected tokens that are masked, replaced and kept; they sum to 1.
             view: a row is a ``segment``, a ``pair``, or what the ``corpus`` has: pairs where it is parallel.
+            position_reset: whether positions start at 0 again with the second side of a pair; rows with one side are as they are.
         """
         if fill == "none" and parity == "released_code":
             raise user_error("objective.parity", "'released_code' concerns the backfill and has no effect with fill=none.")
@@ -104,7 +107,14 @@ class LinguisticEntityMasking(MaskedObjective):
         if rule == "span" and not any(kind.layer == "entity" and kind.cap_ratio > 0 for kind in known):
             raise user_error("objective.rule", "'span' has no effect without a type of layer 'entity'.")
         policy = EntitiesFirst(known, mask_ratio, count_specials, rule, order, fill, parity)
-        collator = masked_collator(encoder, policy, corruption, view=resolve_view(view, corpus), marked_tags=marked_classes(known))
+        collator = masked_collator(
+            encoder,
+            policy,
+            corruption,
+            view=resolve_view(view, corpus),
+            position_reset=position_reset,
+            marked_tags=marked_classes(known),
+        )
         super().__init__(encoder, collator)
 
 

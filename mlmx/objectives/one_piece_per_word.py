@@ -43,6 +43,7 @@ class OnePiecePerWordMasking(MaskedObjective):
         count_specials: bool,
         corruption: Corruption,
         view: Literal["segment", "pair", "corpus"],
+        position_reset: bool,
     ) -> None:
         """Choose how words are selected and corrupted.
 
@@ -53,6 +54,8 @@ class OnePiecePerWordMasking(MaskedObjective):
             count_specials: whether that length counts special tokens; as in LEM, to which this is the control.
             corruption: parts of the selected tokens that are masked, replaced and kept; they sum to 1.
             view: a row is a ``segment``, a ``pair``, or what the ``corpus`` has: pairs where it is parallel.
+            position_reset: whether positions start at 0 again with the second side of a pair; rows with one side are as they are.
         """
         policy = OnePiecePerWord(mask_ratio, count_specials)
-        super().__init__(encoder, masked_collator(encoder, policy, corruption, view=resolve_view(view, corpus)))
+        collator = masked_collator(encoder, policy, corruption, view=resolve_view(view, corpus), position_reset=position_reset)
+        super().__init__(encoder, collator)

@@ -21,8 +21,8 @@ def test_separators(separator, num_specials):
 
 
 def test_positions_restart_with_the_second_side():
-    kept = make_objective("tlm", separator="own")
-    reset = make_objective("tlm", separator="own", position_reset=True)
+    kept = make_objective("tlm", separator="own", position_reset=False)
+    reset = make_objective("tlm", separator="own")
     rows = rows_of(reset).take(np.array([3]))
     side = np.flatnonzero(np.diff(rows.segments))[0] + 1
     positions = batch_of(reset, [3]).tensors["position_ids"].tolist()
