@@ -2,11 +2,7 @@
 
 import json
 
-import pytest
-
 from tests.integration.chains import BITEXT, mlmx, stages, summaries
-
-pytestmark = pytest.mark.slow
 
 HEAVY = ("torch", "transformers", "datasets", "wandb", "sklearn", "scipy", "tokenizers", "pyarrow")
 

@@ -4,8 +4,6 @@ import pytest
 
 from tests.integration.chains import metrics, mlmx, running, stage
 
-pytestmark = pytest.mark.slow
-
 
 def test_the_first_losses_agree(finished, prepared):
     said = mlmx("parallel.num_processes=2", "trainer.micro_batch_tokens=128", "task=[]", outputs=prepared)

@@ -2,12 +2,8 @@
 
 import json
 
-import pytest
-
 from tests.integration.chains import metrics, mlmx, stage, summaries
 from tests.training.test_tracking import only_run
-
-pytestmark = pytest.mark.slow
 
 BROKEN = "raise RuntimeError('wandb is broken')\n"
 
