@@ -28,6 +28,10 @@ _KEPT_PER_LAYER = 12
 _PREDICTED_RATIO = 0.2
 
 
+# A task cuts its own rows; this is the default of all of them.
+_TASK_ROW_TOKENS = 128
+
+
 def estimate(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the costs of each stage.
 
@@ -57,7 +61,7 @@ def _costs(stage: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) ->
     costs["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     tokens = min((size for size in (batch_tokens, trainer.get("micro_batch_tokens")) if size), default=None)
     if trainer.get("batch_examples"):
-        tokens = min(tokens or sys.maxsize, trainer["batch_examples"] * trainer["max_length"])
+        tokens = min(tokens or sys.maxsize, trainer["batch_examples"] * (trainer["max_length"] or _TASK_ROW_TOKENS))
     if tokens is not None:
         size = 2 if trainer.get("precision") == "bfloat16" else 4
         inner = 2 * getattr(config, "intermediate_size", 4 * config.hidden_size)
