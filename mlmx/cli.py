@@ -38,7 +38,7 @@ _SUMMARIES = {
 
 def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete an override: groups, their options, and settings."""
-    from mlmx.config import Command, Composer
+    from mlmx.compose import Command, Composer
 
     cut = 0
     words = list(ctx.params.get("overrides") or [])
@@ -142,7 +142,7 @@ def _with_source(overrides: Sequence[str] | None, source: str | None) -> list[st
     """Turn ``--from`` into overrides; paths may have characters that an override would need quoted."""
     if source is None:
         return list(overrides or [])
-    from mlmx.config import quoted
+    from mlmx.compose import quoted
 
     clash = next((line for line in overrides or [] if re.match(r"model(\.source)?=", line)), None)
     if clash:
@@ -160,9 +160,10 @@ def _start(
     command: str, config_name: str, overrides: list[str], flags: list[str], config_dir: Path | None, *, multirun: bool, fresh: bool
 ) -> None:
     from mlmx import config, jobs
+    from mlmx.compose import Command
 
     began = time.time()
-    composed = config.Command(command, config_name, config_dir)
+    composed = Command(command, config_name, config_dir)
     checked = config.check(composed, overrides, multirun=multirun, keys_only=bool(flags))
     if flags:
         jobs.run_jobs(composed, checked, _no_job, flags=flags)
@@ -243,9 +244,10 @@ def preview(
 
 
 def _one_config(command: str, config_name: str | None, overrides: list[str], config_dir: Path | None) -> dict[str, Any]:
-    from mlmx import config
+    from mlmx.compose import Command
+    from mlmx.config import check
 
-    frozen = config.check(config.Command(command, config_name or command, config_dir), overrides).configs[0]
+    frozen = check(Command(command, config_name or command, config_dir), overrides).configs[0]
     _need_writable(Path(frozen["outputs"]), "outputs")
     return frozen
 
@@ -276,7 +278,7 @@ def list_options(
     with _mistakes_told():
         if kind not in _KINDS:
             raise user_error("list", f"there is no list of {kind!r}, only of {', '.join(_KINDS)}.", nearest(kind, _KINDS))
-        from mlmx.config import conf_dir
+        from mlmx.compose import conf_dir
         from mlmx.listing import options
 
         found = options(kind, [*([config_dir] if config_dir else []), conf_dir()])

@@ -1,6 +1,6 @@
 """Hand checked command lines to Hydra: one job or a sweep of them, with each failure told when it happens.
 
-With ``config``, the only module that knows Hydra.
+With ``compose``, ``overrides`` and ``config``, all that knows Hydra.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mlmx import config as configs
-from mlmx.config import Checked, Command, frozen_config, quoted
+from mlmx import compose
+from mlmx.compose import Command, quoted
+from mlmx.config import Checked, frozen_config
 from mlmx.errors import UserError, user_error
 
 FAILURES = "failures.jsonl"
@@ -92,7 +93,7 @@ def run_jobs(command: Command, checked: Checked, job: Job, *, flags: Sequence[st
     argv = [*flags, *(["--config-dir", str(command.config_dir)] if command.config_dir else []), *checked.overrides, *extra]
     with _scoped([sys.argv[0], *argv]):
         try:
-            hydra.main(config_path=str(configs.conf_dir()), config_name=command.config_name, version_base="1.3")(run)()
+            hydra.main(config_path=str(compose.conf_dir()), config_name=command.config_name, version_base="1.3")(run)()
         except HydraException as error:
             raise user_error("hydra", str(error)) from error
         except Exception:

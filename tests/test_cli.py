@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mlmx import cli, config, listing
+from mlmx import cli, compose, config, listing
+from mlmx.errors import UserError
 from tests.config_tree import write_tree
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 def chain(tmp_path, monkeypatch):
     """A tree of configs, and a chain that records what it is given."""
     conf = write_tree(tmp_path)
-    monkeypatch.setattr(config, "conf_dir", lambda: conf)
+    monkeypatch.setattr(compose, "conf_dir", lambda: conf)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     stub = types.ModuleType("mlmx.driver.chain")
@@ -199,7 +200,7 @@ def test_summary_of_missing_classes():
 
 @pytest.mark.parametrize("kind", sorted(listing.KINDS))
 def test_every_listed_thing_has_a_line(kind):
-    for option in listing.options(kind, [config.conf_dir()]):
+    for option in listing.options(kind, [compose.conf_dir()]):
         assert option.summary, option.name
 
 
@@ -260,11 +261,11 @@ def test_python_m_mlmx_and_the_real_configs():
     "group", ["model", "objective", "annotator", "corpus", "trainer", "task", "parallel", "tracker", "experiment"]
 )
 def test_every_real_option_composes(group):
-    options = sorted(file.stem for file in (config.conf_dir() / group).glob("*.yaml"))
+    options = sorted(file.stem for file in (compose.conf_dir() / group).glob("*.yaml"))
     told: list[str] = []
     try:
-        checked = config.check(config.Command("run", "run"), [f"{group}={','.join(options)}"], multirun=True)
-    except config.UserError as error:
+        checked = config.check(compose.Command("run", "run"), [f"{group}={','.join(options)}"], multirun=True)
+    except UserError as error:
         told = [str(problem) for problem in error.problems if "must be given" not in str(problem)]
     else:
         assert len(checked.configs) == len(options)

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from mlmx import config
-from mlmx.config import Command, check, quoted
+from mlmx import compose
+from mlmx.compose import Command, quoted
+from mlmx.config import check
 from mlmx.errors import UserError
 from tests.config_tree import write_tree
 
@@ -13,7 +14,7 @@ from tests.config_tree import write_tree
 @pytest.fixture(autouse=True)
 def tree(tmp_path, monkeypatch):
     conf = write_tree(tmp_path)
-    monkeypatch.setattr(config, "conf_dir", lambda: conf)
+    monkeypatch.setattr(compose, "conf_dir", lambda: conf)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     return conf

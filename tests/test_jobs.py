@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlmx import config, jobs
-from mlmx.config import Command, check
+from mlmx import compose, jobs
+from mlmx.compose import Command
+from mlmx.config import check
 from mlmx.errors import UserError
 from tests.config_tree import write_tree
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def tree(tmp_path, monkeypatch):
     conf = write_tree(tmp_path)
-    monkeypatch.setattr(config, "conf_dir", lambda: conf)
+    monkeypatch.setattr(compose, "conf_dir", lambda: conf)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     return conf

@@ -5,15 +5,16 @@ import re
 import pytest
 import yaml
 
-from mlmx import config
+from mlmx.compose import Command, conf_dir
+from mlmx.config import check
 from mlmx.errors import UserError
 
 
 @pytest.mark.parametrize("objective", ["mlm", "tlm"])
 def test_selecting_a_stages_option_leaves_nothing_of_the_one_it_replaces(objective):
     line = ["experiment=lem_vs_tlm", f"objective@stages.para.objective={objective}"]
-    node = config.check(config.Command("run", "run", None), line).configs[0]["stages"]["para"]["objective"]
-    own = yaml.safe_load((config.conf_dir() / "objective" / f"{objective}.yaml").read_text(encoding="utf-8"))
+    node = check(Command("run", "run", None), line).configs[0]["stages"]["para"]["objective"]
+    own = yaml.safe_load((conf_dir() / "objective" / f"{objective}.yaml").read_text(encoding="utf-8"))
     assert node == {**own, "_name_": objective}
 
 
@@ -27,4 +28,4 @@ def test_selecting_a_stages_option_leaves_nothing_of_the_one_it_replaces(objecti
 )
 def test_settings_without_effect_are_refused(override, told):
     with pytest.raises(UserError, match=re.escape(told)):
-        config.check(config.Command("run", "run", None), [override])
+        check(Command("run", "run", None), [override])
