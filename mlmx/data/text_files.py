@@ -90,7 +90,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     A line ends at a line feed, with or without a carriage return, and at nothing else (U+2028 may stand inside a sentence).
 
     Raises:
-        UserError: if the file is empty, not UTF-8, or broken off inside its compression.
+        UserError: if the file does not exist, is empty, not UTF-8, or broken off inside its compression.
     """
     number = 0
     try:
@@ -104,6 +104,8 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
                     raise user_error(f"{path}:{number}", message) from error
                 # Some editors begin a file with a byte order mark.
                 yield f"{path}:{number}", text.rstrip("\r\n").removeprefix("\ufeff" if number == 1 else "")
+    except FileNotFoundError as error:
+        raise user_error(str(path), "no such file.") from error
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         raise user_error(f"{path}:{number + 1}", f"cannot be read on: {error}.") from error
     if number == 0:

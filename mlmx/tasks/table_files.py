@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import json
-import lzma
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from mlmx.data.text_files import format_of, read_lines
 from mlmx.errors import Problem, UserError, nearest, user_error
 
 Record = dict[str, str]
-
-_OPENERS: dict[str, Callable[[Path, Literal["rb"]], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield ``file:line`` and the text of every line that is not empty; ``.gz``, ``.bz2`` and ``.xz`` are read as they are.
-
-    Raises:
-        UserError: if the file does not exist, holds no line, or a line is not UTF-8.
-    """
-    if not path.is_file():
-        raise user_error(str(path), "no such file.")
-    empty = True
-    try:
-        with _OPENERS.get(path.suffix, open)(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
-                where = f"{path}:{number}"
-                line = _decoded(raw, where).rstrip("\r\n")
-                if number == 1:
-                    line = line.removeprefix("\ufeff")
-                if line.strip():
-                    empty = False
-                    yield where, line
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise user_error(str(path), f"cannot be decompressed: {error}.") from error
-    if empty:
-        raise user_error(str(path), "the file is empty.")
 
 
 def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
@@ -52,14 +23,13 @@ def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Reco
     Raises:
         UserError: if the format is unknown or a column is missing; the message names the columns there are.
     """
-    suffixes = [suffix for suffix in path.suffixes if suffix not in _OPENERS]
-    kind = suffixes[-1] if suffixes else ""
-    if kind in (".jsonl", ".ndjson"):
+    kind = format_of(path)
+    if kind in ("jsonl", "ndjson"):
         yield from _jsonl_records(path, columns)
-    elif kind in (".tsv", ".csv"):
-        yield from _table_records(path, columns, delimiter="\t" if kind == ".tsv" else ",")
+    elif kind in ("tsv", "csv"):
+        yield from _table_records(path, columns, delimiter="\t" if kind == "tsv" else ",")
     else:
-        raise user_error(str(path), "unknown format; allowed are .jsonl, .tsv and .csv, each also as .gz, .bz2 or .xz.")
+        raise user_error(str(path), "unknown format; allowed are .jsonl, .tsv and .csv, each also as .gz, .bz2, .xz or .zst.")
 
 
 def read_columns(path: Path, num_columns: int) -> Iterator[tuple[str, list[str]]]:
@@ -68,18 +38,21 @@ def read_columns(path: Path, num_columns: int) -> Iterator[tuple[str, list[str]]
     Raises:
         UserError: if a line has fewer fields.
     """
-    for where, line in read_lines(path):
+    for where, line in _filled_lines(path):
         fields = line.split("\t", num_columns - 1)
         if len(fields) < num_columns:
             raise user_error(where, f"{num_columns} fields separated by tabs are expected, found {len(fields)}.")
         yield where, fields
 
 
-def _decoded(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise user_error(where, f"not UTF-8 (byte {raw[error.start]:#04x} at column {error.start + 1}).") from error
+def _filled_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a file that are not blank; there must be one."""
+    lines = ((where, line) for where, line in read_lines(path) if line.strip())
+    first = next(lines, None)
+    if first is None:
+        raise user_error(str(path), "the file is empty.")
+    yield first
+    yield from lines
 
 
 def _check_columns(columns: Sequence[str], available: Sequence[str], where: str) -> None:
@@ -93,7 +66,7 @@ def _check_columns(columns: Sequence[str], available: Sequence[str], where: str)
 
 
 def _jsonl_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
-    for where, line in read_lines(path):
+    for where, line in _filled_lines(path):
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
@@ -114,7 +87,7 @@ def _table_records(path: Path, columns: Sequence[str], *, delimiter: str) -> Ite
     places: list[str] = []
 
     def lines() -> Iterator[str]:
-        for where, line in read_lines(path):
+        for where, line in _filled_lines(path):
             places.append(where)
             yield line + "\n"
 
