@@ -41,6 +41,21 @@ def pool(states: Tensor, cu_seqlens: Tensor, pooling: Pooling) -> Tensor:
     return pooled.scatter_reduce(0, index, states, "mean" if pooling == "mean" else "amax", include_self=False)
 
 
+def resolve_layer(layer: int | Literal["last"], num_layers: int, *, where: str) -> int:
+    """Return a layer as an index into ``hidden_states``, 0 being the embeddings.
+
+    Raises:
+        UserError: if the encoder has no such layer.
+    """
+    if layer == "last":
+        return num_layers
+    index = layer if layer >= 0 else num_layers + 1 + layer
+    if not 0 <= index <= num_layers:
+        allowed = f"0 (the embeddings) to {num_layers}, -{num_layers + 1} to -1, or last"
+        raise user_error(where, f"{layer} is no layer of this encoder; allowed are {allowed}.")
+    return index
+
+
 @torch.inference_mode()
 def encode(encoder: Encoder, rows: RowDataset, *, layer: int, pooling: Pooling, batch_tokens: int) -> NDArray[np.float32]:
     """Return one vector per row, in the dataset's order.
@@ -50,18 +65,13 @@ def encode(encoder: Encoder, rows: RowDataset, *, layer: int, pooling: Pooling, 
     Args:
         encoder: the encoder.
         rows: the rows.
-        layer: 0 for the embeddings up to ``num_layers`` for the last; negative ones count from the end.
+        layer: an index into ``hidden_states``, as ``resolve_layer`` gives it.
         pooling: see ``pool``.
         batch_tokens: most tokens per batch; a longer row runs alone.
 
     Returns:
         (N, D) float32.
-
-    Raises:
-        UserError: if the encoder has no such layer.
     """
-    if not -encoder.num_layers - 1 <= layer <= encoder.num_layers:
-        raise user_error("layer", f"{layer} is not valid; the encoder has layers 0 (embeddings) to {encoder.num_layers}.")
     training = encoder.training
     encoder.eval()
     device = encoder.base.device
@@ -69,7 +79,7 @@ def encode(encoder: Encoder, rows: RowDataset, *, layer: int, pooling: Pooling, 
     for indices in batches_by_length(rows.lengths, batch_tokens):
         taken = rows.take(indices)
         batch = packed_batch(taken, BatchContext(keys=np.zeros(len(indices), np.int64)), counts={}).to(device)
-        states = encoder(batch) if layer in (-1, encoder.num_layers) else encoder.hidden_states(batch)[layer]
+        states = encoder(batch) if layer == encoder.num_layers else encoder.hidden_states(batch)[layer]
         vectors[indices] = pool(states.float(), batch.tensors["cu_seqlens"], pooling).cpu().numpy()
     encoder.train(training)
     return vectors

@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlmx.build import Positive
-from mlmx.errors import user_error
 from mlmx.models.encoder import Encoder
-from mlmx.models.pooling import encode
+from mlmx.models.pooling import encode, resolve_layer
 from mlmx.objectives.objective import Objective
 from mlmx.tasks.bitext_data import BitextData, MiningSet
 from mlmx.tasks.mining import Margin, Matches, MinedPairs, Retrieval, best_matches, mine, normalised
-from mlmx.tasks.task import Evaluation, Score, Task
+from mlmx.tasks.task import Evaluation, Task, ratio_scores
 from mlmx.tasks.texts import text_rows
 
 
@@ -95,43 +94,7 @@ class Bitext(Task):
             prefix += f"_threshold_{self.threshold:g}"
         records = _mining_records(mined, data, prefix)
         records += _accuracy_records(matches.forward, data, "forward") + _accuracy_records(matches.backward, data, "backward")
-        return Evaluation(scores=self._scores(records, data.split), predictions=records)
-
-    def _scores(self, records: Sequence[dict[str, Any]], split: str) -> list[Score]:
-        # Every score of this task is a ratio of sums over the records.
-        sums: dict[str, list[float]] = {}
-        for record in records:
-            for metric, (part, whole) in record["ratios"].items():
-                total = sums.setdefault(metric, [0, 0])
-                total[0] += part
-                total[1] += whole
-        return [
-            Score(
-                task=self.name,
-                split=split,
-                metric=metric,
-                value=part / whole if whole else 0.0,
-                # The denominator of F1 counts mined and gold pairs; what it is about is the gold pairs.
-                num_examples=int(sums[metric.removesuffix("f1") + "recall"][1] if metric.endswith("_f1") else whole),
-                higher_is_better=True,
-            )
-            for metric, (part, whole) in sums.items()
-        ]
-
-
-def resolve_layer(layer: int | Literal["last"], num_layers: int, *, where: str) -> int:
-    """Return a layer as an index into ``hidden_states``, 0 being the embeddings.
-
-    Raises:
-        UserError: if the encoder has no such layer.
-    """
-    if layer == "last":
-        return num_layers
-    index = layer if layer >= 0 else num_layers + 1 + layer
-    if not 0 <= index <= num_layers:
-        allowed = f"0 (the embeddings) to {num_layers}, -{num_layers + 1} to -1, or last"
-        raise user_error(where, f"{layer} is no layer of this encoder; allowed are {allowed}.")
-    return index
+        return Evaluation(scores=ratio_scores(records, task=self.name), predictions=records)
 
 
 def is_judged(pair: tuple[int, int], gold_sources: set[int], gold_targets: set[int], *, gold_complete: bool) -> bool:

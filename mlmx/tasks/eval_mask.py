@@ -25,7 +25,7 @@ from mlmx.masking.select import BernoulliTokens
 from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import batches_by_length
 from mlmx.objectives.objective import Objective
-from mlmx.tasks.task import Evaluation, Score, Task
+from mlmx.tasks.task import Evaluation, Task, ratio_scores
 from mlmx.tasks.texts import text_rows
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,10 @@ class EvalMask(Task):
         rows = text_rows(encoder, texts, max_length=self.max_length, task=self.name, what=what, pairs=pairs)
         losses, hits, counts = self._judge(encoder, rows)
         records = self._records(losses, hits, counts, languages)
-        return Evaluation(scores=self._scores(records), predictions=records)
+        scores = ratio_scores(records, task=self.name, lower_is_better="loss")
+        if not all(score.num_examples for score in scores):
+            raise user_error(f"task.{self.name}.mask_ratio", "selects no token at all.")
+        return Evaluation(scores=scores, predictions=records)
 
     def _texts(self) -> tuple[list[str], list[str] | None, list[str]]:
         # The texts, their partners in a pair, and their languages.
@@ -163,26 +166,6 @@ class EvalMask(Task):
             ratios |= {f"accuracy{suffix}": [int(hits[i]), int(counts[i])] for suffix in suffixes}
             records.append({"id": str(i), "split": self.split, "ratios": ratios})
         return records
-
-    def _scores(self, records: list[dict[str, Any]]) -> list[Score]:
-        metrics = sorted({metric for record in records for metric in record["ratios"]})
-        scores = []
-        for metric in metrics:
-            parts = np.array([record["ratios"][metric] for record in records if metric in record["ratios"]], np.float64)
-            part, whole = parts.sum(axis=0)
-            if not whole:
-                raise user_error(f"task.{self.name}.mask_ratio", "selects no token at all.")
-            scores.append(
-                Score(
-                    task=self.name,
-                    split=self.split,
-                    metric=metric,
-                    value=float(part / whole),
-                    num_examples=int(whole),
-                    higher_is_better=metric.startswith("accuracy"),
-                )
-            )
-        return scores
 
 
 def _predict(encoder: Encoder, states_PD: Tensor, targets_P: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 from nervaluate.loaders import ListLoader
 
 from mlmx.build import Positive
@@ -20,7 +19,7 @@ from mlmx.data.rows_from_text import IGNORED, WordRows
 from mlmx.errors import user_error
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective
-from mlmx.tasks.task import Evaluation, Score, Task
+from mlmx.tasks.task import Evaluation, Task, ratio_scores
 from mlmx.tasks.texts import check_max_length
 from mlmx.tasks.token_classification import TokenClassification, predict_words
 
@@ -88,7 +87,7 @@ class Tagging(Task):
                 rows = self._rows(model.encoder, sentences, split)
                 predictions = predict_words(model, rows, batch_tokens=self.batch_tokens)
                 records += self._records(sentences, predictions, split)
-        return Evaluation(scores=tagging_scores(records, task=self.name), predictions=records)
+        return Evaluation(scores=ratio_scores(records, task=self.name), predictions=records)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -155,13 +154,3 @@ def strict_entities(gold: Sequence[str], predicted: Sequence[str]) -> tuple[int,
     """Count the entities of a sentence: those found with class and both ends right, those predicted, and those in the gold."""
     gold_entities, found = (set(entities) for entities in ListLoader().load([list(gold), list(predicted)]))
     return len(gold_entities & found), len(found), len(gold_entities)
-
-
-def tagging_scores(records: Sequence[dict[str, Any]], *, task: str) -> list[Score]:
-    """Return the scores that per-sentence records add up to; 0 where there is nothing to divide by."""
-    scores = []
-    for split, metric in dict.fromkeys((record["split"], metric) for record in records for metric in record["ratios"]):
-        part, whole = np.sum([record["ratios"][metric] for record in records if record["split"] == split], axis=0).tolist()
-        value = part / whole if whole else 0.0
-        scores.append(Score(task=task, split=split, metric=metric, value=value, num_examples=whole, higher_is_better=True))
-    return scores

@@ -21,7 +21,7 @@ class Score:
         split: which data, such as ``test``.
         metric: the field's name of the metric; settings that change it are part of the name (``margin_ratio_f1``).
         value: the score.
-        num_examples: how many examples it is computed over.
+        num_examples: how many examples it is computed over: sentences, words, pieces, gold pairs or gold entities.
         higher_is_better: its direction.
     """
 
@@ -54,6 +54,36 @@ class Evaluation:
 
     scores: Sequence[Score]
     predictions: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+
+
+def ratio_scores(records: Sequence[Mapping[str, Any]], *, task: str, lower_is_better: str | tuple[str, ...] = ()) -> list[Score]:
+    """Return the scores that the ``ratios`` of records add up to, split by split; 0 where there is nothing to divide by.
+
+    A score is over as many examples as the sum of its wholes. That of an F1 counts what was found beside the gold; what it is about
+    is the gold, so it is over as many examples as the recall beside it.
+
+    Args:
+        records: as ``Evaluation.predictions`` holds them.
+        task: the task's name.
+        lower_is_better: how the names of metrics begin that are better when lower.
+    """
+    sums: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        for metric, (part, whole) in record["ratios"].items():
+            total = sums.setdefault((record["split"], metric), [0, 0])
+            total[0] += part
+            total[1] += whole
+    return [
+        Score(
+            task=task,
+            split=split,
+            metric=metric,
+            value=part / whole if whole else 0.0,
+            num_examples=int(sums[split, metric.removesuffix("f1") + "recall"][1] if metric.endswith("_f1") else whole),
+            higher_is_better=not metric.startswith(lower_is_better),
+        )
+        for (split, metric), (part, whole) in sums.items()
+    ]
 
 
 class Task(ABC):

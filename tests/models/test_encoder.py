@@ -11,7 +11,7 @@ from mlmx.data.batch import Batch
 from mlmx.errors import UserError
 from mlmx.models.encoder import Encoder, dropout_of
 from mlmx.models.load import Scratch, load_encoder
-from mlmx.models.pooling import batches_by_length, encode, pool
+from mlmx.models.pooling import batches_by_length, encode, pool, resolve_layer
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "electra", "distilbert", "modernbert"]
 IGNORANT = ["mpnet", "deberta-v2"]
@@ -287,5 +287,16 @@ def test_encode_keeps_the_order_of_rows(layer):
     with torch.no_grad():
         expected = pool(model.hidden_states(batch)[layer], batch.tensors["cu_seqlens"], "mean")
     np.testing.assert_allclose(vectors, expected.numpy(), rtol=1e-5, atol=1e-6)
-    with pytest.raises(UserError, match="is not valid"):
-        encode(model, FakeRows(), layer=4, pooling="mean", batch_tokens=20)
+
+
+@pytest.mark.parametrize(("layer", "expected"), [("last", 6), (0, 0), (6, 6), (-1, 6), (-7, 0)])
+def test_layers(layer, expected):
+    assert resolve_layer(layer, 6, where="task.bitext.layer") == expected
+
+
+@pytest.mark.parametrize("layer", [7, -8])
+def test_a_layer_the_encoder_has_not(layer):
+    with pytest.raises(
+        UserError, match=r"task.bitext.layer: -?\d is no layer of this encoder; allowed are 0 \(the embeddings\) to 6"
+    ):
+        resolve_layer(layer, 6, where="task.bitext.layer")

@@ -10,7 +10,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from mlmx.build import build
 from mlmx.data.corpus import Corpus, Example, Segment
 from mlmx.errors import UserError
-from mlmx.tasks.bitext import Bitext, best_f1, resolve_layer
+from mlmx.tasks.bitext import Bitext, best_f1
 from mlmx.tasks.bitext_data import BitextData, BitextFiles, MiningSet, ParallelBitext, diagonal
 from mlmx.tasks.mining import Matches, MinedPairs, mine
 
@@ -186,19 +186,6 @@ def test_microworld_runs_and_untrained_is_at_the_floor(make_encoder):
     words = [word for text in [*built.data.load().source, *built.data.load().target] for word in text.split()]
     got = values(built.evaluate(make_encoder(words)))
     assert got["accuracy_forward"] < 0.3
-
-
-@pytest.mark.parametrize(("layer", "expected"), [("last", 6), (0, 0), (6, 6), (-1, 6), (-7, 0)])
-def test_layers(layer, expected):
-    assert resolve_layer(layer, 6, where="task.bitext.layer") == expected
-
-
-@pytest.mark.parametrize("layer", [7, -8])
-def test_a_layer_the_encoder_has_not(layer):
-    with pytest.raises(
-        UserError, match=r"task.bitext.layer: -?\d is no layer of this encoder; allowed are 0 \(the embeddings\) to 6"
-    ):
-        resolve_layer(layer, 6, where="task.bitext.layer")
 
 
 def test_bad_settings_are_all_told_before_anything_starts():
