@@ -303,6 +303,12 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
+def encoder_folder(source: str | Path) -> str | Path:
+    """Return the Hugging Face folder of a source: a stage keeps its own in ``encoder/``; anything else is returned as it is."""
+    inside = StageDir(Path(source)).encoder_dir
+    return inside if (inside / "config.json").is_file() else source
+
+
 def _plain(value: Any) -> Any:
     """Copy a value into dicts and lists without shared parts, which YAML would write as anchors."""
     if isinstance(value, Mapping):

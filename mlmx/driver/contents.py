@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlmx.errors import Problem, UserError
-from mlmx.stage import canonical_json, locked, write_atomically
+from mlmx.stage import canonical_json, encoder_folder, locked, write_atomically
 
 # A file changed twice within the clock's granularity looks unchanged the second time; what is younger is not cached.
 _SETTLED_SECONDS = 2.0
@@ -111,8 +111,7 @@ class Contents:
         stage = path.parent if path.name == "encoder" else path
         if (stage / "config.yaml").exists() and (stage / "lock").exists() and not (stage / "result.json").exists():
             raise UserError(Problem(where, f"the stage {str(stage)!r} is not finished; its files may be half written."))
-        if (path / "result.json").exists() and (path / "encoder").is_dir():
-            path = path / "encoder"  # A stage directory also holds logs; what is taken from it is the encoder.
+        path = Path(encoder_folder(path))  # A stage directory also holds logs; what is taken from it is the encoder.
         files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path)))
         if not files:
             raise UserError(Problem(where, f"the folder {str(path)!r} is empty."))

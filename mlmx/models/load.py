@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,12 +13,21 @@ from mlmx.build import NonNegativeFloat, Positive
 from mlmx.errors import UserError, user_error
 from mlmx.models.encoder import Encoder
 from mlmx.models.quiet import quiet_transformers
+from mlmx.stage import encoder_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Scratch:
+class Source(ABC):
+    """Where an encoder comes from: what a stage's ``model`` is."""
+
+    @abstractmethod
+    def build(self) -> Encoder:
+        """Return the encoder; what is drawn at random comes from torch's global generator."""
+
+
+class Scratch(Source):
     """An encoder of a given size with random weights and a language-model head."""
 
     def __init__(
@@ -61,7 +71,6 @@ class Scratch:
         }
 
     def build(self) -> Encoder:
-        """Return the encoder, its weights drawn from torch's global generator: seed that first."""
         if self.trained_tokenizer is None:
             raise ValueError("an encoder from scratch needs its trained tokenizer")
         with quiet_transformers():
@@ -90,7 +99,7 @@ class Scratch:
         return AutoConfig.for_model(self.architecture, **settings)
 
 
-class Pretrained:
+class Pretrained(Source):
     """An encoder with the weights and the tokenizer of a hub repository, a local folder or an mlmx stage."""
 
     def __init__(self, _: object = None, /, *, source: str, revision: str | None, trust_remote_code: bool) -> None:
@@ -107,7 +116,6 @@ class Pretrained:
         self.trust_remote_code = trust_remote_code
 
     def build(self) -> Encoder:
-        """Return the encoder; nothing is drawn at random."""
         return load_encoder(self.source, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -136,7 +144,7 @@ def load_encoder(source: str | Path, *, revision: str | None = None, trust_remot
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
     has_head_class = type(config) in AutoModelForMaskedLM._model_mapping or trust_remote_code
     loader = AutoModelForMaskedLM if has_head_class else AutoModel
-    where = str(folder_of(source))
+    where = str(encoder_folder(source))
     model, report = _load(loader, where, config=config, revision=revision, trust_remote_code=trust_remote_code, dtype=torch.float32)
     prefix = model.base_model_prefix + "."
     missing = {key for key in report["missing_keys"] if not _is_pooler(key)}
@@ -152,7 +160,7 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_rem
     Raises:
         UserError: if there is none, or it cannot tell which word a token belongs to.
     """
-    where = str(folder_of(source))
+    where = str(encoder_folder(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -164,17 +172,11 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_rem
 
 def load_config(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Load the Transformers config of an encoder."""
-    where = str(folder_of(source))
+    where = str(encoder_folder(source))
     try:
         return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise _not_loadable(where, revision, error) from error
-
-
-def folder_of(source: str | Path) -> str | Path:
-    """Return the Hugging Face folder of a source: a stage directory keeps its own in ``encoder/``."""
-    inside = Path(source) / "encoder"
-    return inside if (inside / "config.json").is_file() else source
 
 
 def _load(loader: Any, where: str, **settings: Any) -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -79,11 +79,11 @@ def test_fine_tuning_learns_and_the_export_is_a_tagger(tmp_path, make_encoder):
     assert load_encoder(tmp_path / "tagger").head is None
 
 
-def test_the_export_is_an_annotator(tmp_path, make_encoder):
+def test_the_stage_is_an_annotator(tmp_path, make_encoder):
     tagging = task(tmp_path)
     objective, _ = fit(tagging, make_encoder(WORDS))
-    objective.export(tmp_path / "tagger")
-    node = {"_target_": "mlmx.data.annotators.hf.HuggingFaceAnnotator", "path": str(tmp_path / "tagger"), "revision": None}
+    objective.export(tmp_path / "stage" / "encoder")
+    node = {"_target_": "mlmx.data.annotators.hf.HuggingFaceAnnotator", "path": str(tmp_path / "stage"), "revision": None}
     node |= {"layer": "entity", "tag_map": None, "max_length": 16, "batch_tokens": 64, "trust_remote_code": False}
     annotation = build(node, where="annotator").annotate([Segment("Anna lives in Oslo", "en")])[0]
     assert annotation.tags["entity"] == ["B-PER", "O", "O", "B-LOC"]

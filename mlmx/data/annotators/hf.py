@@ -14,6 +14,7 @@ from mlmx.data.rows_from_text import WordRows
 from mlmx.data.vocabulary import Vocabulary
 from mlmx.data.words import mapped_tag, split_words
 from mlmx.errors import user_error
+from mlmx.stage import encoder_folder
 
 
 class HuggingFaceAnnotator(Annotator):
@@ -22,7 +23,7 @@ class HuggingFaceAnnotator(Annotator):
     The tag of a word is the one predicted at its first piece. Sentences longer than the model are tagged in windows.
 
     Args:
-        path: a folder, or a repository of the hub.
+        path: a folder, a stage of mlmx, or a repository of the hub.
         revision: commit of the repository; null for its newest (the run's fingerprint then holds the commit found).
         layer: which layer its tags fill; entity tags in IOB2 (``B-PER``) or plain (``PER``).
         tag_map: tag -> class; null for a tag to drop, tags that are not named stay. Null for no map.
@@ -48,10 +49,11 @@ class HuggingFaceAnnotator(Annotator):
         self.layers = (layer,)
         self.max_length = max_length
         self.batch_tokens = batch_tokens
+        folder = encoder_folder(path)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
             model, loading = AutoModelForTokenClassification.from_pretrained(
-                path, revision=revision, trust_remote_code=trust_remote_code, output_loading_info=True
+                folder, revision=revision, trust_remote_code=trust_remote_code, output_loading_info=True
             )
         except (OSError, ValueError) as error:
             raise user_error("annotator.path", f"{path} cannot be loaded as a token classifier: {error}") from error
