@@ -30,6 +30,21 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
+# What the component of a stage's slot must be; named, since they are imported only by what checks or builds one.
+_KINDS = {
+    "model": "mlmx.models.load.Source",
+    "tokenizer": "mlmx.data.tokenizer.TrainedTokenizer",
+    "corpus": "mlmx.data.corpus.Corpus",
+    "corpora": "mlmx.data.corpus.Corpus",
+    "annotator": "mlmx.data.corpus.Annotator",
+    "objective": "mlmx.objectives.objective.Objective",
+    "trainer": "mlmx.training.trainer.Trainer",
+    "task": "mlmx.tasks.task.Task",
+}
+
+# What YAML has besides components.
+_PLAIN = (str, int, float, list, dict, type(None))
+
 _allowed_packages = ["mlmx"]
 
 
@@ -44,22 +59,32 @@ def is_node(value: object) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
 
 
+def is_description(key: str) -> bool:
+    """Tell whether a key of a node describes the component to mlmx, as those of the form ``_x_`` do."""
+    return key.startswith("_") and key.endswith("_")
+
+
 def settings_of(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the node's settings: its keys but for those of the form ``_x_``."""
-    return {key: value for key, value in node.items() if not (key.startswith("_") and key.endswith("_"))}
+    """Return the node's settings: its keys but for those that describe it."""
+    return {key: value for key, value in node.items() if not is_description(key)}
 
 
-def problems_of(node: Mapping[str, Any], where: str) -> list[Problem]:
+def problems_of(node: Mapping[str, Any], where: str, slot: str | None = None) -> list[Problem]:
     """Check a node, and the nodes inside it, against the constructors; builds nothing.
 
     Args:
         node: the component.
         where: its place in the config, such as ``objective``, for messages.
+        slot: the key under which a stage has it, such as ``objective``, if its class is to be checked too.
     """
     try:
-        target = _target(node, where)
+        target = _target(node["_target_"], where)
     except UserError as error:
         return list(error.problems)
+    if slot is not None and inspect.isclass(target):
+        kind = _imported(_KINDS[slot])
+        if not issubclass(target, kind):
+            return [Problem(f"{where}._target_", *_wrong_kind(target, kind))]
     settings = settings_of(node)
     parameters = _settings_parameters(target)
     problems = [
@@ -72,11 +97,9 @@ def problems_of(node: Mapping[str, Any], where: str) -> list[Problem]:
             if parameter.default is inspect.Parameter.empty:
                 problems.append(Problem(f"{where}.{name}", f"missing; {node['_target_']} needs it."))
             continue
-        nested = list(_nested_nodes(settings[name], f"{where}.{name}"))
-        for place, inner in nested:
+        for place, inner in _nested_nodes(settings[name], f"{where}.{name}"):
             problems += problems_of(inner, place)
-        if not nested:
-            problems += _value_problems(target, parameter, settings[name], f"{where}.{name}")
+        problems += _value_problems(target, parameter, settings[name], f"{where}.{name}")
     return problems
 
 
@@ -98,7 +121,7 @@ def build(node: Mapping[str, Any], *runtime: object, where: str = "config") -> A
 
 
 def _build(node: Mapping[str, Any], runtime: tuple[object, ...], where: str) -> Any:
-    target = _target(node, where)
+    target = _target(node["_target_"], where)
     parameters = _settings_parameters(target)
     arguments = {}
     for name, value in settings_of(node).items():
@@ -130,20 +153,43 @@ def _nested_nodes(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, An
             yield from _nested_nodes(inner, f"{where}[{i}]")
 
 
-def _target(node: Mapping[str, Any], where: str) -> Callable[..., Any]:
-    path = node["_target_"]
+def _target(path: str, where: str) -> Callable[..., Any]:
     package = str(path).partition(".")[0]
     if package not in _allowed_packages:
         message = f"{path!r} lies outside mlmx; to use a package of your own, declare it with plugins=[{package}]."
         raise user_error(f"{where}._target_", message)
-    module_name, _, name = path.rpartition(".")
     try:
-        target = getattr(importlib.import_module(module_name), name)
+        target: Callable[..., Any] = _imported(path)
         if not inspect.isclass(target) and not inspect.isfunction(target):
             raise TypeError("it is no class")
+        if inspect.isabstract(target):
+            raise TypeError("it is abstract")
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise user_error(f"{where}._target_", f"{path!r} cannot be imported: {error}.") from error
+        raise user_error(f"{where}._target_", f"{path!r} cannot be used: {error}.") from error
     return target
+
+
+def _imported(path: str) -> Any:
+    module_name, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module_name), name)
+
+
+def _wrong_kind(given: type, needed: type) -> tuple[str, str | None]:
+    """Return what to tell of a class in a place for another kind of component, and the nearest class of that kind."""
+    message = f"{_path_of(given)!r} is not valid: it is no {needed.__name__} ({_path_of(needed)})."
+    return message, nearest(_path_of(given), map(_path_of, _concrete(needed)))
+
+
+def _concrete(kind: type[Any]) -> Iterator[type[Any]]:
+    """Yield the classes of a kind that are loaded and can be built."""
+    if not inspect.isabstract(kind):
+        yield kind
+    for below in kind.__subclasses__():
+        yield from _concrete(below)
+
+
+def _path_of(target: type) -> str:
+    return f"{target.__module__}.{target.__qualname__}"
 
 
 def _settings_parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -159,8 +205,7 @@ def _adapter(target: Callable[..., Any], parameter: inspect.Parameter) -> TypeAd
     if isinstance(annotation, str):
         # Evaluated where the constructor is defined, one by one: positional parameters may name types that are imported only
         # for type checking.
-        function = target.__init__ if inspect.isclass(target) else target
-        annotation = eval(annotation, vars(sys.modules[function.__module__]))  # noqa: S307 - our own source, not the user's
+        annotation = eval(annotation, _names_of(target))  # noqa: S307 - our own source, not the user's
     try:
         # Components are classes that pydantic knows nothing of: ``Annotator | None``.
         return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
@@ -170,18 +215,43 @@ def _adapter(target: Callable[..., Any], parameter: inspect.Parameter) -> TypeAd
         return TypeAdapter(annotation)  # a dataclass has a configuration of its own
 
 
+def _names_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """Return the names that the annotations of a constructor may use."""
+    function = target.__init__ if inspect.isclass(target) else target
+    return vars(sys.modules[function.__module__])
+
+
 def _value_problems(target: Callable[..., Any], parameter: inspect.Parameter, value: Any, where: str) -> list[Problem]:
+    adapter = _adapter(target, parameter)
     try:
-        _adapter(target, parameter).validate_json(json.dumps(value), strict=True)
+        if next(_nested_nodes(value, where), None) is None:
+            adapter.validate_json(json.dumps(value), strict=True)
+        else:
+            adapter.validate_python(_with_blanks(value))
     except ValidationError as error:
         return [
-            Problem(".".join([where, *map(str, detail["loc"])]), f"{detail['input']!r} is not valid: {_message(detail)}.")
-            for detail in error.errors()
+            Problem(".".join([where, *map(str, detail["loc"])]), *_told(detail, _names_of(target))) for detail in error.errors()
         ]
+    except UserError:
+        pass  # of a nested node that is checked by itself
     return []
 
 
-def _message(detail: Mapping[str, Any]) -> str:
+def _with_blanks(value: Any) -> Any:
+    """Put an object of its class, without any content, in the place of each nested node."""
+    if is_node(value):
+        target = _target(value["_target_"], "")
+        return object.__new__(target) if inspect.isclass(target) else None
+    if isinstance(value, Mapping):
+        return {key: _with_blanks(inner) for key, inner in value.items()}
+    return [_with_blanks(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _told(detail: Mapping[str, Any], names: Mapping[str, Any]) -> tuple[str, str | None]:
+    given = detail["input"]
     if detail["type"] == "needs_python_object":
-        return "a component is needed, a mapping with a _target_"
-    return str(detail["msg"])
+        return f"{given!r} is not valid: a component is needed, a mapping with a _target_.", None
+    needed = names.get(detail.get("ctx", {}).get("class", ""))
+    if inspect.isclass(needed) and not isinstance(given, _PLAIN):
+        return _wrong_kind(type(given), needed)
+    return f"{given!r} is not valid: {detail['msg']}.", None

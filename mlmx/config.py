@@ -99,7 +99,7 @@ def component_problems(config: Mapping[str, Any]) -> list[Problem]:
     """Check the settings of all components of a frozen config against their constructors, which imports them."""
     for package in config["plugins"]:
         allow_package(package)
-    return [problem for where, node in component_nodes(config).items() for problem in problems_of(node, where)]
+    return [problem for where, slot, node in component_nodes(config) for problem in problems_of(node, where, slot)]
 
 
 def frozen_config(composed: DictConfig, command: str, overrides: Sequence[str]) -> dict[str, Any]:

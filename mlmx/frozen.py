@@ -130,16 +130,17 @@ def _narrow(config: dict[str, Any], command: str, overridden: Collection[str]) -
     config.update(left_out)
 
 
-def component_nodes(frozen: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the components a frozen config uses, by where the user finds their settings; a task's trainer apart."""
-    nodes = {"model": frozen["model"]}
+def component_nodes(frozen: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield the components a frozen config uses: where the user finds them, their slot, the node; a task's trainer apart."""
+    yield "model", "model", frozen["model"]
     for stage, groups in frozen["stages"].items():
-        nodes |= {frozen["places"][f"stages.{stage}.{group}"]: node for group, node in groups.items() if node is not None}
+        for group, node in groups.items():
+            if node is not None:
+                yield frozen["places"][f"stages.{stage}.{group}"], group, node
     for name, node in frozen["task"].items():
-        nodes[f"task.{name}"] = {key: value for key, value in node.items() if key != "trainer"}
+        yield f"task.{name}", "task", {key: value for key, value in node.items() if key != "trainer"}
         if "trainer" in node:
-            nodes[f"task.{name}.trainer"] = node["trainer"]
-    return nodes
+            yield f"task.{name}.trainer", "trainer", node["trainer"]
 
 
 def _settings_problems(config: Mapping[str, Any]) -> list[Problem]:

@@ -32,6 +32,11 @@ PLUG = '''
 
 from typing import Annotated
 from pydantic import Field
+from mlmx.data.corpus import Annotator, Corpus
+from mlmx.models.load import Source
+from mlmx.objectives.objective import Objective
+from mlmx.tasks import task
+from mlmx.training import trainer
 
 
 class Mlm:
@@ -71,12 +76,18 @@ class Pretrained:
     def __init__(self, *, source: str, revision: str | None): ...
 
 
-class Trainer:
+class Trainer(trainer.Trainer):
     def __init__(self, *, max_steps: int, log_every_steps: int): ...
 
 
 class Task:
     def __init__(self, *, name: str): ...
+
+
+for kind, *classes in (Annotator, Gold), (Corpus, World, Text), (Objective, Mlm, Tlm), (Source, Model, Pretrained):
+    for each in classes:
+        kind.register(each)
+task.Task.register(Task)
 '''
 
 

@@ -15,6 +15,10 @@ from mlmx.errors import UserError
 HERE = __name__
 
 
+class Port:
+    def __init__(self, *, size: Positive) -> None: ...
+
+
 class Part:
     def __init__(self, *, size: Positive) -> None:
         self.size = size
@@ -79,6 +83,20 @@ def test_a_component_may_be_left_out_where_the_constructor_says_so():
     assert build(whole(part=None), None).part is None
 
 
+@pytest.mark.parametrize("place", ["part", "parts.a"])
+def test_a_component_of_another_kind_is_refused_with_the_nearest(place):
+    other = {"_target_": f"{HERE}.Port", "size": 1}
+    message = told(whole(part=other) if place == "part" else whole(parts={"a": other}))[f"here.{place}"]
+    assert f"'{HERE}.Port' is not valid: it is no Part ({HERE}.Part). Did you mean '{HERE}.Part'?" in message
+
+
+def test_the_class_of_a_slot_is_checked():
+    (problem,) = problems_of({"_target_": "mlmx.data.annotators.gold.GoldAnnotator", "tag_map": {}}, "stages.x.corpus", "corpus")
+    assert problem.where == "stages.x.corpus._target_"
+    assert "it is no Corpus (mlmx.data.corpus.Corpus)" in problem.message
+    assert problems_of({"_target_": "mlmx.data.annotators.gold.GoldAnnotator", "tag_map": {}}, "annotator", "annotator") == []
+
+
 def test_what_is_no_component_is_refused_where_one_is_needed():
     assert "here.part: 3 is not valid: a component is needed" in told(whole(part=3))["here.part"]
 
@@ -122,6 +140,6 @@ def test_a_plugin_is_foreign_until_it_is_declared(monkeypatch):
     assert told(part()) == {}
 
 
-@pytest.mark.parametrize("target", ["mlmx", "mlmx.nowhere.X", "mlmx.build.Nothing", "mlmx.build.Ratio"])
+@pytest.mark.parametrize("target", ["mlmx", "mlmx.nowhere.X", "mlmx.build.Nothing", "mlmx.build.Ratio", "mlmx.data.corpus.Corpus"])
 def test_a_target_that_is_no_class_is_a_problem(target):
-    assert "cannot be imported" in told({"_target_": target})["here._target_"]
+    assert "cannot be used" in told({"_target_": target})["here._target_"]

@@ -217,6 +217,12 @@ def test_stage_selections_can_be_swept():
     assert [each["stages"]["para"]["objective"]["_name_"] for each in checked.configs] == ["tlm", "lem_para"]
 
 
+def test_components_of_another_kind_are_told_with_everything_else():
+    found = problems("experiment=lem_vs_tlm", "annotator@stages.para.corpus=gold", "seed=-1")
+    assert "it is no Corpus" in found["stages.para.corpus._target_"].message
+    assert "seed" in found
+
+
 def test_own_config_dir(tmp_path):
     own = tmp_path / "own"
     (own / "objective").mkdir(parents=True)

@@ -74,7 +74,7 @@ def check(placed: Sequence[Placed], config: Mapping[str, Any]) -> None:
                 identity = canonical_json([where, node])
                 if is_node(node) and identity not in seen:
                     seen.add(identity)
-                    problems |= {str(problem): problem for problem in problems_of(node, where)}
+                    problems |= {str(problem): problem for problem in problems_of(node, where, key)}
     if problems:
         raise UserError(list(problems.values()))
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
+from pydantic import ConfigDict
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on only
 
 from mlmx.data.corpus import Annotation, Annotator, Segment
 from mlmx.data.words import align, split_words
 from mlmx.errors import user_error
 
-_KEYS = {"annotator", "languages", "layers"}
+
+class Part(TypedDict):
+    """One of several annotators, and what it is asked about; None: everything."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", arbitrary_types_allowed=True)  # type: ignore[misc]
+    annotator: Annotator
+    languages: NotRequired[list[str] | None]
+    layers: NotRequired[list[str] | None]
 
 
 class CombinedAnnotator(Annotator):
@@ -22,13 +31,10 @@ class CombinedAnnotator(Annotator):
             asked in this order. Words are the corpus' own, or the tokenizer's; those of a part correspond by characters.
     """
 
-    def __init__(self, *, parts: Mapping[str, Any]) -> None:
+    def __init__(self, *, parts: Mapping[str, Part]) -> None:
         if not parts:
             raise user_error("annotator.parts", "is empty: name -> {annotator: ..., languages: ..., layers: ...}.")
         for name, part in parts.items():
-            if not isinstance(part, Mapping) or not isinstance(part.get("annotator"), Annotator) or set(part) - _KEYS:
-                message = "is not of the form {annotator: <an annotator>, languages: <list or null>, layers: <list or null>}."
-                raise user_error(f"annotator.parts.{name}", message)
             if unknown := set(part.get("layers") or ()) - set(part["annotator"].layers):
                 message = f"{', '.join(sorted(unknown))}: the annotator fills {', '.join(part['annotator'].layers)}."
                 raise user_error(f"annotator.parts.{name}.layers", message)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from pydantic import ConfigDict
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on only
+
+from mlmx.build import NonNegativeFloat
 from mlmx.data.corpus import Corpus, Example
 from mlmx.errors import user_error
 
@@ -21,6 +24,14 @@ class PartExample(Example):
     part: int = 0
 
 
+class Part(TypedDict):
+    """A part of a mixture: how often its rows are seen per epoch."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", arbitrary_types_allowed=True)  # type: ignore[misc]
+    corpus: Corpus
+    weight: NonNegativeFloat
+
+
 class MixtureCorpus(Corpus):
     """Several corpora as one, each seen a number of times per epoch.
 
@@ -29,14 +40,9 @@ class MixtureCorpus(Corpus):
             2 twice, 0.5 every second epoch each. Parts are all parallel or all not; their languages are united.
     """
 
-    def __init__(self, *, parts: Mapping[str, Any]) -> None:
+    def __init__(self, *, parts: Mapping[str, Part]) -> None:
         if not parts:
             raise user_error("corpus.parts", "a mixture needs parts: name -> {corpus: ..., weight: ...}.")
-        for name, part in parts.items():
-            if not isinstance(part, Mapping) or set(part) != {"corpus", "weight"} or not isinstance(part["corpus"], Corpus):
-                raise user_error(f"corpus.parts.{name}", "is not of the form {corpus: <a corpus>, weight: <a number>}.")
-            if isinstance(part["weight"], bool) or not isinstance(part["weight"], int | float) or part["weight"] < 0:
-                raise user_error(f"corpus.parts.{name}.weight", f"{part['weight']!r} is not a number from 0 upward.")
         self.parts: dict[str, Corpus] = {name: part["corpus"] for name, part in parts.items()}
         self.part_weights = [float(part["weight"]) for part in parts.values()]
         kinds = {corpus.parallel for corpus in self.parts.values()}

@@ -132,7 +132,7 @@ def test_combined_asks_in_order_and_by_language(tmp_path: Path) -> None:
     assert {tag for _, tag in tagged(found, "run", "de")["pos"]} == {None}
     with pytest.raises(UserError, match=r"annotator\.parts\.names\.layers: pos"):
         annotator("combined", parts={"names": {**parts["names"], "layers": ["pos"]}})
-    with pytest.raises(UserError, match=r"annotator\.parts\.names: is not of the form"):
+    with pytest.raises(UserError, match=r"annotator\.parts\.names\.annotator: .*Field required"):
         annotator("combined", parts={"names": {"annotater": parts["names"]["annotator"]}})
 
 
