@@ -204,7 +204,7 @@ def _check_sweep(configs: Sequence[dict[str, Any]], *, fresh: bool) -> None:
     for frozen in configs:
         try:
             placed = place(stages_of(frozen), Path(frozen["outputs"]))
-            check([one for one in placed if fresh or not one.directory.finished], frozen)
+            check(placed, frozen, fresh=fresh)
         except UserError as error:
             problems += error.problems
     if problems:

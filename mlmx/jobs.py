@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,10 @@ class JobMessages(Callback):  # type: ignore[misc, unused-ignore]
             print(f"job {config.hydra.job.num}: {_overrides_of(config)}", flush=True)  # noqa: T201
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
+        if job_return.status != JobStatus.FAILED:
+            return
+        job_return.__class__ = _Failure
+        if config.hydra.mode != RunMode.MULTIRUN:
             return
         error = job_return._return_value
         plain = isinstance(error, UserError) or getattr(error, "told_by_log", False)
@@ -52,6 +55,14 @@ class JobMessages(Callback):  # type: ignore[misc, unused-ignore]
         # Jobs may run in other processes, so what failed is told through a file, a line at a time.
         with (Path(config.hydra.sweep.dir) / FAILURES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+
+class _Failure(JobReturn):  # type: ignore[misc, unused-ignore]
+    """What a failed job returns to Hydra, which would print a line of its own before the error that tells what is wrong."""
+
+    @property
+    def return_value(self) -> Any:
+        raise self._return_value
 
 
 def _overrides_of(config: DictConfig) -> str:
@@ -87,8 +98,14 @@ def run_jobs(command: Command, checked: Checked, job: Job, *, flags: Sequence[st
         hydra_node = HydraConfig.get()
         with_hydra = OmegaConf.merge({"hydra": {"runtime": {"choices": hydra_node.runtime.choices}}}, composed)
         assert isinstance(with_hydra, DictConfig)
-        config = frozen_config(with_hydra, command.name, hydra_node.overrides.task)
-        return job(config, Path(os.path.normpath(hydra_node.runtime.output_dir)), list(hydra_node.overrides.task))
+        run_dir = Path(os.path.normpath(hydra_node.runtime.output_dir))
+        try:
+            config = frozen_config(with_hydra, command.name, hydra_node.overrides.task)
+            return job(config, run_dir, list(hydra_node.overrides.task))
+        except BaseException:
+            with suppress(OSError):  # of a folder that is not empty: what was begun is told there
+                run_dir.rmdir()
+            raise
 
     argv = [*flags, *(["--config-dir", str(command.config_dir)] if command.config_dir else []), *checked.overrides, *extra]
     with _scoped([sys.argv[0], *argv]):

@@ -257,6 +257,13 @@ def test_python_m_mlmx_and_the_real_configs():
     assert "'objective'" in told.stderr
 
 
+def test_a_setting_that_is_refused_leaves_no_run(tmp_path):
+    told = mlmx("run", "objective.mask_ratio=7", f"outputs={tmp_path}")
+    assert told.returncode == 2
+    assert told.stderr.startswith("error: objective.mask_ratio: 7 is not valid")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "group", ["model", "objective", "annotator", "corpus", "trainer", "task", "parallel", "tracker", "experiment"]
 )

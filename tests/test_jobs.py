@@ -93,11 +93,15 @@ def test_sweep_goes_on_after_a_failed_job(tmp_path, capfd):
     assert "job 1 failed: objective=tlm" in told
     assert told.count("tlm went wrong") == 1
     assert told.count("Traceback") == 1
+    assert "Error executing job" not in told
+    assert len(list((tmp_path / "outputs" / "runs").glob("*-run-?"))) == 2
 
 
-def test_single_failures_come_out_as_they_are(tmp_path):
+def test_single_failures_come_out_as_they_are(tmp_path, capfd):
     with pytest.raises(RuntimeError, match="tlm went wrong"):
         run(tmp_path, "objective=tlm", fail=("tlm",))
+    assert capfd.readouterr().err == ""
+    assert list((tmp_path / "outputs" / "runs").iterdir()) == []
 
 
 @pytest.mark.slow

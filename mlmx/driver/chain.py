@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlmx.driver import launch
+from mlmx.driver import execute, launch
 from mlmx.driver.directories import place
-from mlmx.driver.execute import run_stages
 from mlmx.driver.plan import plan
 from mlmx.driver.preview import preview
 from mlmx.driver.say import say
 from mlmx.driver.stages import stages_of
 from mlmx.driver.summary import Summary
+from mlmx.driver.sweep import end_with_main_process
 
 __all__ = ["plan", "preview", "run", "stages_of"]
 
@@ -45,10 +45,13 @@ def run(
         UserError: if the user can mend what went wrong.
         StageFailedError: if a stage failed otherwise.
     """
+    end_with_main_process()
+    # What fails here was never begun, and leaves no trace.
+    placed = place(stages_of(config), Path(config["outputs"]))
+    execute.check(placed, config, fresh=fresh)
     summary = Summary(run_dir, config, overrides)
     try:
-        placed = place(stages_of(config), Path(config["outputs"]))
-        num_run = run_stages(placed, config, fresh=fresh, worker=worker, done=summary.add)
+        num_run = execute.run_stages(placed, fresh=fresh, worker=worker, done=summary.add)
     except BaseException as error:
         summary.write("failed", error)
         raise

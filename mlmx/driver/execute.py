@@ -14,14 +14,13 @@ from mlmx.driver.directories import Placed
 from mlmx.driver.lease import drain, reading, stage_lease
 from mlmx.driver.say import say, show
 from mlmx.driver.stages import place_of
-from mlmx.driver.sweep import command_began, end_with_main_process
+from mlmx.driver.sweep import command_began
 from mlmx.errors import Problem, UserError
 from mlmx.stage import StageDir, canonical_json
 
 
 def run_stages(
     placed: Sequence[Placed],
-    config: Mapping[str, Any],
     *,
     fresh: bool | float = False,
     worker: str = launch.WORKER,
@@ -30,8 +29,7 @@ def run_stages(
     """Carry out stages in order; return how many had to be run.
 
     Args:
-        placed: the stages, each after its parents.
-        config: the frozen config.
+        placed: the stages, each after its parents; checked.
         fresh: build anew what was made before this command began, or before a time in seconds since 1970.
         worker: the module that carries out a stage.
         done: told each stage when its result is there, and whether it was there before.
@@ -40,10 +38,8 @@ def run_stages(
         UserError: if the user can mend what went wrong.
         StageFailedError: if a stage failed otherwise.
     """
-    end_with_main_process()
     before = command_began() if fresh is True else float(fresh)
     source = source_hash()
-    check([one for one in placed if not one.directory.finished or before], config)
     num_run = 0
     for one in placed:
         reused = _carry_out(one, source, before, worker)
@@ -52,13 +48,19 @@ def run_stages(
     return num_run
 
 
-def check(placed: Sequence[Placed], config: Mapping[str, Any]) -> None:
+def check(placed: Sequence[Placed], config: Mapping[str, Any], *, fresh: bool | float = False) -> None:
     """Check the settings of stages that must run against the constructors. Imports torch, unless there is nothing to check.
+
+    Args:
+        placed: the stages.
+        config: the frozen config.
+        fresh: also finished ones.
 
     Raises:
         UserError: with every problem found.
     """
-    if not placed:
+    to_run = [one for one in placed if fresh or not one.directory.finished]
+    if not to_run:
         return
     from mlmx.build import allow_package, is_node, problems_of
 
@@ -66,7 +68,7 @@ def check(placed: Sequence[Placed], config: Mapping[str, Any]) -> None:
         allow_package(package)
     seen = set()
     problems: dict[str, Problem] = {}
-    for one in placed:
+    for one in to_run:
         for key, value in one.stage.spec.items():
             nodes = {f"{key}.{i}": node for i, node in enumerate(value)} if isinstance(value, list) else {key: value}
             for setting, node in nodes.items():

@@ -34,8 +34,8 @@ def preview(config: Mapping[str, Any], num_examples: int) -> None:
     if first is None:
         raise user_error("chain", "there is no pretraining to preview.")
     placed = place(stages[: stages.index(first) + 1], Path(config["outputs"]))
-    check(placed[-1:], config)
-    run_stages(placed[:-1], config)
+    check(placed, config, fresh=True)
+    run_stages(placed[:-1])
     record = placed[-1].config(source_hash())
     # The stage itself is not begun: its config lies elsewhere and names its parents by their full paths.
     record["parents"] = {role: str(parent.directory.path.absolute()) for role, parent in placed[-1].parents.items()}

@@ -74,7 +74,7 @@ import json, sys
 from pathlib import Path
 from mlmx.driver import chain, execute
 from mlmx.errors import UserError
-execute.check = lambda placed, config: None  # The components are made up.
+execute.check = lambda placed, config, fresh: None  # The components are made up.
 config = json.loads({json.dumps(config)!r})
 try:
     chain.run(config, run_dir=Path({str(run_dir)!r}), overrides=[], worker="tests.driver.fake_worker")

@@ -17,7 +17,7 @@ FAKE = "tests.driver.fake_worker"
 
 @pytest.fixture(autouse=True)
 def _made_up_components(monkeypatch):
-    monkeypatch.setattr(execute, "check", lambda placed, config: None)
+    monkeypatch.setattr(execute, "check", lambda placed, config, fresh: None)
 
 
 def run(tmp_path, config, name="run", **options):
@@ -169,3 +169,4 @@ def test_settings_are_checked_before_anything_runs(tmp_path, monkeypatch):
     places = {problem.where for problem in caught.value.problems}
     assert {"objective._target_", "corpus._target_", "trainer._target_", "model._target_", "task.bitext._target_"} <= places
     assert not (tmp_path / "outputs" / "stages").exists()
+    assert not (tmp_path / "run").exists()
