@@ -35,7 +35,7 @@ class BatchPlan:
         batch_tokens: tokens per batch at most, special tokens included; or
         batch_examples: rows per batch.
         max_steps: how many batches there are; epochs roll on as long as it takes. Or
-        epochs: how often the data is seen.
+        epochs: how often the data is seen; with both, the smaller one counts.
         weights: (N,) how often each row is seen per epoch; None for once.
 
     Attributes:
@@ -53,10 +53,8 @@ class BatchPlan:
         epochs: int | None = None,
         weights: NDArray[np.float64] | None = None,
     ) -> None:
-        if (batch_tokens is None) == (batch_examples is None):
-            raise user_error("trainer.batch_tokens", "set either batch_tokens or batch_examples, and leave the other null.")
-        if max_steps is None and epochs is None:
-            raise user_error("trainer.max_steps", "set max_steps, epochs, or both (the smaller one counts).")
+        assert (batch_tokens is None) != (batch_examples is None), "the trainer checks its settings"
+        assert max_steps is not None or epochs is not None, "the trainer checks its settings"
         if len(lengths) == 0:
             raise user_error("corpus", "has no rows to train on.")
         if weights is not None and not weights.sum() > 0:

@@ -19,7 +19,7 @@ from mlmx.data.corpus import Corpus, Example, Segment
 from mlmx.data.encoding import Encoded, PieceEncoder, offsets_of
 from mlmx.data.progress import progress_bar
 from mlmx.data.shards import FORMAT, META, ArrayWriter
-from mlmx.data.tokenizer import TrainedTokenizer, save_tokenizer
+from mlmx.data.tokenizer import TrainedTokenizer
 from mlmx.errors import user_error
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def train_tokenizer(
                     yield segment.text
 
     tokenizer = node.train(texts())
-    save_atomically(folder, lambda partial: save_tokenizer(tokenizer, partial))
+    save_atomically(folder, tokenizer.save_pretrained)
     return {"vocabulary_size": len(tokenizer), "vocabulary_size_asked": node.vocab_size, "num_texts": num_texts}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlmx.build import Positive
@@ -270,15 +269,3 @@ def _train_sentencepiece(counts: Counter[str], vocab_size: int) -> list[tuple[st
         raise user_error("model.tokenizer.vocab_size", message) from error
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     return [(processor.id_to_piece(i), processor.get_score(i)) for i in range(1, processor.get_piece_size())]
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a tokenizer as a folder that ``AutoTokenizer.from_pretrained`` loads."""
-    tokenizer.save_pretrained(folder)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Return the tokenizer that :func:`save_tokenizer` wrote."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
 from mlmx.build import build, settings_of
-from mlmx.models.load import Pretrained, Scratch, load_config
+from mlmx.models.load import Pretrained, Scratch, load_config, load_tokenizer
 
 # Weights, gradients and AdamW's two moments, all float32.
 _BYTES_PER_PARAMETER = 16
@@ -90,7 +90,7 @@ def _config(stage: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -
     assert isinstance(model, Scratch)
     tokenizer = parents.get("tokenizer", Path()) / "tokenizer"
     trained = (tokenizer / "tokenizer_config.json").exists()
-    return model.config(len(AutoTokenizer.from_pretrained(tokenizer)) if trained else node["tokenizer"]["vocab_size"])
+    return model.config(len(load_tokenizer(tokenizer)) if trained else node["tokenizer"]["vocab_size"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shows what an objective does to a corpus: ``python -m mlmx.training.preview <stage directory> [--num-examples N]``.
+"""Shows what an objective does to a corpus: ``python -m mlmx.training.preview <stage directory> <number of examples>``.
 
 The directory needs no more than the ``config.yaml`` of a pretraining whose preparation (and annotation) is finished. Masks are
 those of the first epoch. No weights are loaded.
@@ -27,12 +27,10 @@ from mlmx.build import allow_package, build
 from mlmx.data.batch import BatchContext, Collator
 from mlmx.data.rows import CorpusInfo, RowDataset, TokenRows
 from mlmx.data.store import TokenStore, open_rows
-from mlmx.data.tokenizer import load_tokenizer
 from mlmx.errors import UserError, user_error
 from mlmx.keyed import permutation, row_keys
 from mlmx.models.encoder import Encoder
-from mlmx.models.load import Pretrained, load_config
-from mlmx.models.load import load_tokenizer as load_tokenizer_of_model
+from mlmx.models.load import Pretrained, load_config, load_tokenizer
 from mlmx.objectives.objective import Objective
 from mlmx.stage import StageDir
 
@@ -241,7 +239,7 @@ def _legend() -> Iterator[tuple[str, str] | str]:
 def _weightless_encoder(stage: StageDir, spec: Mapping[str, Any]) -> Encoder:
     parent = stage.parent("encoder")
     if parent is not None:
-        return _from_config(load_config(parent.encoder_dir), load_tokenizer_of_model(parent.encoder_dir))
+        return _from_config(load_config(parent.encoder_dir), load_tokenizer(parent.encoder_dir))
     trained = stage.parent("tokenizer")
     model = build(spec["model"], load_tokenizer(trained.tokenizer_dir) if trained else None, where="model")
     if isinstance(model, Pretrained):
@@ -262,11 +260,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the preview of a stage; return 2 for mistakes of the user."""
     parser = argparse.ArgumentParser(prog="python -m mlmx.training.preview", description="Show what an objective masks.")
     parser.add_argument("stage", type=Path, help="directory with the config.yaml of a pretraining")
-    parser.add_argument("num", nargs="?", type=int, help="how many examples to show")
-    parser.add_argument("--num-examples", type=int, default=5, help="the same")
+    parser.add_argument("num_examples", type=int, help="how many examples to show")
     given = parser.parse_args(arguments)
     try:
-        show(Preview.of(StageDir(given.stage)), Console(), given.num or given.num_examples)
+        show(Preview.of(StageDir(given.stage)), Console(), given.num_examples)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -14,9 +14,10 @@ from mlmx.data.corpus import Example, Segment
 from mlmx.data.gather import windows
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
 from mlmx.data.store import TokenStore, open_rows
-from mlmx.data.tokenizer import TrainedTokenizer, load_tokenizer
+from mlmx.data.tokenizer import TrainedTokenizer
 from mlmx.data.vocabulary import Vocabulary
 from mlmx.errors import UserError
+from mlmx.models.load import load_tokenizer
 
 VOCABULARY = Vocabulary.from_tokenizer(tokenizer())
 

@@ -11,7 +11,7 @@ from sample import SENTENCES, tokenizer
 from transformers import AutoTokenizer
 
 from mlmx.data.encoding import PieceEncoder
-from mlmx.data.tokenizer import TrainedTokenizer, save_tokenizer
+from mlmx.data.tokenizer import TrainedTokenizer
 from mlmx.data.vocabulary import Vocabulary
 from mlmx.data.words import split_words
 from mlmx.errors import UserError
@@ -22,7 +22,7 @@ TEXTS = [text for pair in SENTENCES for text in pair]
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_round_trip_keeps_joiners(algorithm, tmp_path: Path) -> None:
-    save_tokenizer(tokenizer(algorithm), tmp_path)
+    tokenizer(algorithm).save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     for text in TEXTS:
         decoded = loaded.decode(loaded(text)["input_ids"], skip_special_tokens=True)

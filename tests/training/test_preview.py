@@ -12,7 +12,7 @@ from mlmx.build import build
 from mlmx.data.annotate import annotate_store
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
 from mlmx.data.shards import TokenStore
-from mlmx.data.tokenizer import load_tokenizer
+from mlmx.models.load import load_tokenizer
 from mlmx.stage import StageDir
 from mlmx.training.preview import Preview, main, show
 
@@ -86,10 +86,10 @@ def test_words_are_whole_with_every_kind_of_tokenizer(prepared):
 
 
 def test_the_program(prepared, capsys):
-    assert main([str(stage_of(prepared, "tlm").path), "--num-examples", "1"]) == 0
+    assert main([str(stage_of(prepared, "tlm").path), "1"]) == 0
     assert "tokens to predict" in capsys.readouterr().out
 
 
 def test_a_mistake_of_the_user_exits_with_2(prepared, capsys):
-    assert main([str(stage_of(prepared, "lem", types=[{"layer": "pos", "classes": ["VERBS"], "cap_ratio": 1.0}]).path)]) == 2
+    assert main([str(stage_of(prepared, "lem", types=[{"layer": "pos", "classes": ["VERBS"], "cap_ratio": 1.0}]).path), "1"]) == 2
     assert "VERB" in capsys.readouterr().err
