@@ -30,6 +30,9 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
+# What a setting is that the user must give.
+MISSING = "???"
+
 # What the component of a stage's slot must be; named, since they are imported only by what checks or builds one.
 _KINDS = {
     "model": "mlmx.models.load.Source",

@@ -20,10 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped, unused-ignore]
 
-from mlmx.build import allow_package, problems_of
+from mlmx.build import MISSING, allow_package, problems_of
 from mlmx.compose import Command, Composer, first_line
 from mlmx.errors import Problem, UserError
-from mlmx.frozen import MISSING, component_nodes, freeze
+from mlmx.frozen import component_nodes, freeze
 from mlmx.overrides import (
     alternatives_of,
     choices_exist,

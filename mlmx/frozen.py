@@ -7,7 +7,6 @@ every stage of the chain has its own complete nodes, so that nothing below has t
 from __future__ import annotations
 
 import copy
-import glob
 import importlib.util
 import json
 import re
@@ -17,11 +16,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mlmx.build import NonNegative, Positive, is_node
+from mlmx.build import MISSING, NonNegative, Positive, is_node
 from mlmx.errors import Problem, nearest
+from mlmx.inputs import path_problems, resolve_paths
 
 STAGE_GROUPS = ("objective", "corpus", "annotator", "trainer")
-MISSING = "???"
 # Where mistakes leave nothing to resolve.
 _STRUCTURE = ("chain", "stages", "model", "task", "plugins", "outputs", *STAGE_GROUPS)
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
@@ -110,9 +109,9 @@ def freeze(
         nodes["corpus"] = config["corpus"]
     for where, node in nodes.items():
         problems += _missing(node, where)
-    _resolve_paths({"model": config["model"], "task": config["task"], "stages": stages, "corpus": config["corpus"]})
+    resolve_paths({"model": config["model"], "task": config["task"], "stages": stages, "corpus": config["corpus"]})
     for where, node in nodes.items():
-        problems += _path_problems(node, where)
+        problems += path_problems(node, where)
     frozen = {key: config.get(key) for key in Settings.model_fields if key not in ("objective", "annotator", "trainer", "inputs")}
     frozen["stages"] = stages
     frozen["places"] = {f"stages.{stage}.{group}": where for (stage, group), where in places.items()}
@@ -295,57 +294,6 @@ def _row_length_problems(node: Mapping[str, Any], where: str) -> Iterator[Proble
             yield Problem(f"{where}.trainer.{setting}", f"has no effect: the task cuts its own rows.{own}")
         elif not where.startswith("task.") and setting in trainer and not given:
             yield Problem(f"{where}.{setting}", "must be given for pretraining.")
-
-
-def _input_nodes(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    if isinstance(value, dict):
-        if "_inputs_" in value:
-            yield where, value
-        for key, inner in value.items():
-            yield from _input_nodes(inner, f"{where}.{key}")
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from _input_nodes(inner, f"{where}[{i}]")
-
-
-def _found(path: str) -> bool:
-    return Path(path).exists() or bool(re.search(r"[*?\[]", path) and glob.glob(path, recursive=True))  # noqa: PTH207 - an absolute pattern
-
-
-def _resolve_paths(nodes: Mapping[str, Any]) -> None:
-    """Make the files that settings name absolute, since a stage may be run from any folder."""
-    for _, node in _input_nodes(dict(nodes), ""):
-        for setting in node["_inputs_"]:
-            if setting in node:
-                node[setting] = _absolute(node[setting], hub="revision" in node)
-
-
-def _absolute(value: Any, *, hub: bool) -> Any:
-    if isinstance(value, list):
-        return [_absolute(inner, hub=hub) for inner in value]
-    if isinstance(value, Mapping):
-        return {key: _absolute(inner, hub=hub) for key, inner in value.items()}
-    if not isinstance(value, str) or value == MISSING:
-        return value
-    path = str(Path(value).expanduser().absolute())
-    return path if _found(path) or not hub else value
-
-
-def _path_problems(node: Mapping[str, Any], where: str) -> Iterator[Problem]:
-    for place, inner in _input_nodes(node, where):
-        if "revision" in inner:
-            continue
-        for setting in inner["_inputs_"]:
-            values = inner.get(setting)
-            for value in values if isinstance(values, list) else values.values() if isinstance(values, Mapping) else [values]:
-                if isinstance(value, str) and value != MISSING and not _found(value):
-                    yield Problem(f"{place}.{setting}", f"there is no such file or folder: {value}", _nearest_path(value))
-
-
-def _nearest_path(value: str) -> str | None:
-    folder = Path(value).parent
-    found = nearest(Path(value).name, (entry.name for entry in folder.iterdir())) if folder.is_dir() else None
-    return str(folder / found) if found else None
 
 
 def _unique(problems: list[Problem]) -> list[Problem]:

@@ -22,6 +22,7 @@ from typing import IO, Any, Literal, cast
 
 import yaml  # type: ignore[import-untyped]
 
+from mlmx.build import is_description
 from mlmx.errors import Problem, UserError
 
 FORMAT = 1
@@ -88,15 +89,11 @@ def _canonical(value: Any, where: str, inputs: Mapping[str, Any]) -> Any:
         return {
             key: _canonical(inner, _join(where, key), inputs)
             for key, inner in value.items()
-            if key not in left_out and (not _is_description(key) or key in _IDENTIFYING)
+            if key not in left_out and (not is_description(key) or key in _IDENTIFYING)
         }
     if isinstance(value, list | tuple):
         return [_canonical(inner, _join(where, str(i)), inputs) for i, inner in enumerate(value)]
     return value
-
-
-def _is_description(key: str) -> bool:
-    return key.startswith("_") and key.endswith("_")
 
 
 def _join(where: str, key: str) -> str:

@@ -10,12 +10,13 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
 from mlmx.errors import Problem, UserError
+from mlmx.inputs import input_settings
 from mlmx.stage import canonical_json, encoder_folder, locked, write_atomically
 
 # A file changed twice within the clock's granularity looks unchanged the second time; what is younger is not cached.
@@ -127,33 +128,17 @@ class Contents:
         return self._commits[key]
 
 
-def input_settings(value: Any, where: str = "") -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield (dotted setting, its key, its node) for every setting that ``_inputs_`` names in a spec."""
+def pinned(value: Any, inputs: Mapping[str, Any], where: str = "") -> Any:
+    """Copy a spec so that it means the same tomorrow: the revision of a hub repository becomes the commit it stood for."""
     if isinstance(value, Mapping):
-        for key in value.get("_inputs_") or ():
-            yield (f"{where}.{key}" if where else key), key, value
-        for key, inner in value.items():
-            yield from input_settings(inner, f"{where}.{key}" if where else key)
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            yield from input_settings(inner, f"{where}.{i}")
-
-
-def located(value: Any, inputs: Mapping[str, Any], where: str = "") -> Any:
-    """Copy a spec so that it means the same in any working directory and tomorrow.
-
-    Paths are made absolute, and the revision of a hub repository becomes the commit it stood for.
-    """
-    if isinstance(value, Mapping):
-        copy = {key: located(inner, inputs, f"{where}.{key}" if where else key) for key, inner in value.items()}
+        copy = {key: pinned(inner, inputs, f"{where}.{key}" if where else key) for key, inner in value.items()}
         for key in value.get("_inputs_") or ():
             content = inputs.get(f"{where}.{key}" if where else key)
-            copy[key] = _absolute(value.get(key))
             if isinstance(content, str) and _COMMIT.fullmatch(content):
                 copy["revision"] = content
         return copy
     if isinstance(value, list | tuple):
-        return [located(inner, inputs, f"{where}.{i}") for i, inner in enumerate(value)]
+        return [pinned(inner, inputs, f"{where}.{i}") for i, inner in enumerate(value)]
     return value
 
 
@@ -162,17 +147,6 @@ def source_hash() -> str:
     package = Path(__file__).parent.parent
     files = sorted(package.rglob("*.py"))
     return _digest([[file.relative_to(package).as_posix(), hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
-
-
-def _absolute(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _absolute(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_absolute(inner) for inner in value]
-    if value is None:
-        return None
-    path = Path(str(value)).expanduser()
-    return str(path.absolute()) if path.exists() or (has_magic(str(path)) and glob(str(path), recursive=True)) else value  # noqa: PTH207
 
 
 def _digest(value: Any) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlmx.driver.contents import Contents, located
+from mlmx.driver.contents import Contents, pinned
 from mlmx.driver.stages import place_of
 from mlmx.errors import Problem, UserError
 from mlmx.stage import FORMAT, Stage, StageDir, canonical_document, fingerprint_of
@@ -64,7 +64,7 @@ class Placed:
             "kind": self.stage.kind,
             "name": self.stage.name,
             "fingerprint": self.fingerprint,
-            "spec": located(self.stage.spec, self.inputs),
+            "spec": pinned(self.stage.spec, self.inputs),
             "parents": {role: parent.directory.path.name for role, parent in self.parents.items()},
             "inputs": dict(self.inputs),
             "source": source,

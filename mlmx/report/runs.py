@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlmx.build import is_node
+from mlmx.build import is_description, is_node
 from mlmx.errors import user_error
 
 # Parts of a config that say where and how a run was made, not what it computes.
@@ -150,4 +150,4 @@ def _effective(value: Any) -> Any:
 
 
 def _is_remark(key: str) -> bool:
-    return key.startswith("_") and key.endswith("_") and key not in _IDENTITY
+    return is_description(key) and key not in _IDENTITY

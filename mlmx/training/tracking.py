@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mlmx.build import is_description
 from mlmx.stage import StageDir
 
 log = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ def _flat(value: Any, where: str = "") -> dict[str, Any]:
         return {where: value}
     flat: dict[str, Any] = {}
     for key, inner in value.items():
-        if not (key.startswith("_") and key.endswith("_")) or key == "_name_":
+        if not is_description(key) or key == "_name_":
             place = where if key == "_name_" and where else f"{where}.{key}" if where else key
             flat |= _flat(inner, place)
     return flat

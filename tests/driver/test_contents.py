@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from mlmx.driver import contents
-from mlmx.driver.contents import Contents, located
+from mlmx.driver.contents import Contents, pinned
 from mlmx.driver.directories import place
 from mlmx.driver.stages import stages_of
 from mlmx.errors import UserError
@@ -139,7 +139,7 @@ def test_a_hub_revision_is_its_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(contents, "_resolve", lambda *_: COMMIT)
     inputs = Contents(tmp_path / "cache.json").inputs_of(_hub_spec())
     assert inputs == {"model.source": COMMIT}
-    assert located(_hub_spec(), inputs)["model"] == {**spec["model"], "revision": COMMIT}
+    assert pinned(_hub_spec(), inputs)["model"] == {**spec["model"], "revision": COMMIT}
 
 
 class ConnectError(Exception):

@@ -1,0 +1,62 @@
+"""The files, folders and hub repositories that settings name: what a component's ``_inputs_`` lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+from mlmx.build import MISSING
+from mlmx.errors import Problem, nearest
+
+
+def input_settings(value: Any, where: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (dotted setting, its key, its node) for every setting that ``_inputs_`` names in a spec."""
+    if isinstance(value, dict):
+        for key in value.get("_inputs_") or ():
+            yield (f"{where}.{key}" if where else key), key, value
+        for key, inner in value.items():
+            yield from input_settings(inner, f"{where}.{key}" if where else key)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from input_settings(inner, f"{where}.{i}")
+
+
+def _found(path: str) -> bool:
+    return Path(path).exists() or bool(has_magic(path) and glob(path, recursive=True))  # noqa: PTH207 - an absolute pattern
+
+
+def resolve_paths(spec: Mapping[str, Any]) -> None:
+    """Make the files that settings name absolute, since a stage may be run from any folder."""
+    for _, setting, node in input_settings(spec):
+        if setting in node:
+            node[setting] = _absolute(node[setting], hub="revision" in node)
+
+
+def _absolute(value: Any, *, hub: bool) -> Any:
+    if isinstance(value, list):
+        return [_absolute(inner, hub=hub) for inner in value]
+    if isinstance(value, Mapping):
+        return {key: _absolute(inner, hub=hub) for key, inner in value.items()}
+    if not isinstance(value, str) or value == MISSING:
+        return value
+    path = str(Path(value).expanduser().absolute())
+    return path if _found(path) or not hub else value
+
+
+def path_problems(node: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """Yield the files and folders that a component's settings name and that do not exist."""
+    for place, setting, inner in input_settings(node, where):
+        if "revision" in inner:
+            continue
+        values = inner.get(setting)
+        for value in values if isinstance(values, list) else values.values() if isinstance(values, Mapping) else [values]:
+            if isinstance(value, str) and value != MISSING and not _found(value):
+                yield Problem(place, f"there is no such file or folder: {value}", _nearest_path(value))
+
+
+def _nearest_path(value: str) -> str | None:
+    folder = Path(value).parent
+    found = nearest(Path(value).name, (entry.name for entry in folder.iterdir())) if folder.is_dir() else None
+    return str(folder / found) if found else None
