@@ -1,1 +1,1 @@
-"""Corpora, tokenised shards, annotations, and the batches made of them."""
+"""Corpora, tokenised stores, annotations, and the batches made of them."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mlmx.data.corpus import Annotation, Annotator, Segment
 from mlmx.data.prepare import Numbering, save_atomically
 from mlmx.data.progress import progress_bar
-from mlmx.data.shards import ANNOTATION_META, FORMAT, ArrayWriter, TokenStore
+from mlmx.data.store import ANNOTATION_META, FORMAT, ArrayWriter, TokenStore
 from mlmx.data.words import align
 from mlmx.errors import user_error
 

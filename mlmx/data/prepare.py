@@ -18,7 +18,7 @@ import numpy as np
 from mlmx.data.corpus import Corpus, Example, Segment
 from mlmx.data.encoding import Encoded, PieceEncoder, offsets_of
 from mlmx.data.progress import progress_bar
-from mlmx.data.shards import FORMAT, META, ArrayWriter
+from mlmx.data.store import FORMAT, META, ArrayWriter
 from mlmx.data.tokenizer import TrainedTokenizer
 from mlmx.errors import user_error
 
@@ -64,7 +64,7 @@ def train_tokenizer(
 def prepare_corpus(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder: Path, *, show_progress: bool = True
 ) -> dict[str, Any]:
-    """Tokenise a corpus into a folder that :class:`mlmx.data.shards.TokenStore` opens.
+    """Tokenise a corpus into a folder that :class:`mlmx.data.store.TokenStore` opens.
 
     Returns:
         What ``meta.json`` holds.

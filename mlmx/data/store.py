@@ -1,152 +1,213 @@
-"""Rows of a stored corpus: each segment by itself, or the two sides of each pair together."""
+"""A tokenised corpus on disk: flat memory-mapped arrays.
 
-# S rows of a batch, N rows of the dataset, G segments
+A segment is a sentence or document in one language; segment ``side + num_sides * example`` is a side of an example. The arrays:
+
+==================  =======  =========================================================================
+``pieces``          (P,)     token ids, without special tokens
+``words``           (P,)     index of the piece's word within its segment
+``piece_offsets``   (G+1,)   where the segments begin in ``pieces``
+``word_pieces``     (W,)     first piece of each word
+``word_spans``      (W, 2)   characters of each word within its segment
+``word_offsets``    (G+1,)   where the segments begin in ``word_spans``
+``text``            bytes    UTF-8
+``text_offsets``    (G+1,)   where the segments begin in ``text``
+``languages``       (G,)     index into ``meta.languages``
+``parts``           (E,)     the part of a mixture that an example belongs to
+``gold_spans``      (H, 2)   characters of the words that the source itself has, ``gold_offsets`` (G+1,)
+``gold_<layer>``    (H,)     their tags, indices into ``meta.gold_tags[layer]``
+==================  =======  =========================================================================
+"""
+
+# E examples, G segments, P pieces, W words, H gold words
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmx.data.gather import Side, Source, gather, last_boundary, windows
-from mlmx.data.rows import RowDataset, TokenRows
-from mlmx.data.shards import TokenStore
-from mlmx.data.vocabulary import RowLayout, Vocabulary
-from mlmx.errors import user_error
+from mlmx.data.corpus import Segment
+from mlmx.data.rows import CorpusInfo
+
+FORMAT = 1
+META = "meta.json"
+ANNOTATION_META = "annotations.json"
+LAYERS = ("pos", "entity", "entity_start")
 
 
-class StoreRows(RowDataset):
-    """What both views share.
+class ArrayWriter:
+    """Appends to flat arrays in a folder, one file each; memory stays flat."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.folder.mkdir(parents=True)
+        self._files: dict[str, Any] = {}
+        self.dtypes: dict[str, str] = {}
+
+    def append(self, name: str, values: NDArray[Any]) -> None:
+        """Append values; their dtype must be the same each time."""
+        if name not in self._files:
+            self._files[name] = (self.folder / f"{name}.bin").open("wb")
+            self.dtypes[name] = values.dtype.str
+        assert self.dtypes[name] == values.dtype.str, (name, values.dtype)
+        self._files[name].write(np.ascontiguousarray(values).data)
+
+    def __enter__(self) -> ArrayWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+class Arrays:
+    """The flat arrays of a folder, memory-mapped when first asked for; pickles as the folder's path."""
+
+    def __init__(self, folder: Path, dtypes: Mapping[str, str]) -> None:
+        self.folder = folder
+        self._dtypes = dict(dtypes)
+        self._open: dict[str, NDArray[Any]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._dtypes
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._open:
+            path = self.folder / f"{name}.bin"
+            dtype = np.dtype(self._dtypes[name])
+            # An empty file cannot be mapped.
+            mapped = np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+            self._open[name] = np.asarray(mapped).reshape(-1, 2) if name.endswith("_spans") else np.asarray(mapped)
+        return self._open[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "_dtypes": self._dtypes, "_open": {}}
+
+
+class TokenStore:
+    """A tokenised corpus.
 
     Attributes:
-        store: the corpus.
-        examples: (N,) int64 the example each row comes from.
-        weights: (N,) how often a row is seen per epoch (mixtures), or None for once.
+        folder: where it lies.
+        meta: what ``meta.json`` holds: counts per language, skipped lines per reason, gold tag names.
+        arrays: the flat arrays.
+        annotations: those of an annotation stage, or None.
+        tag_names: layer -> class names, index 0 being "" (not annotated); empty without annotations.
     """
 
-    examples: NDArray[np.int64]
+    def __init__(self, folder: Path, annotation_folder: Path | None = None) -> None:
+        self.folder = folder
+        self.meta: dict[str, Any] = json.loads((folder / META).read_text("utf-8"))
+        if self.meta["format"] != FORMAT:
+            raise ValueError(f"{folder}: format {self.meta['format']}; this mlmx reads format {FORMAT}")
+        self.arrays = Arrays(folder, self.meta["dtypes"])
+        self.annotations: Arrays | None = None
+        self.annotation_meta: dict[str, Any] = {}
+        self.tag_names: dict[str, tuple[str, ...]] = {}
+        if annotation_folder is not None:
+            self._attach(annotation_folder)
 
-    def __init__(self, store: TokenStore, layout: RowLayout) -> None:
-        self.store = store
-        self.layout = layout
+    @classmethod
+    def open(cls, folder: Path | str) -> TokenStore:
+        """Open the store in a folder."""
+        return cls(Path(folder))
+
+    def with_annotations(self, folder: Path | str) -> TokenStore:
+        """Return the store with the arrays of an annotation stage attached."""
+        return TokenStore(self.folder, Path(folder))
+
+    def _attach(self, folder: Path) -> None:
+        meta = json.loads((folder / ANNOTATION_META).read_text("utf-8"))
+        if meta["num_words"] != self.num_words:
+            raise ValueError(f"{folder}: annotates {meta['num_words']} words, but {self.folder} has {self.num_words}")
+        self.annotation_meta = meta
+        self.annotations = Arrays(folder, meta["dtypes"])
+        self.tag_names = {layer: tuple(names) for layer, names in meta["tag_names"].items()}
 
     @property
-    def weights(self) -> NDArray[np.float64] | None:
-        part_weights = self.store.part_weights
-        return None if part_weights is None else part_weights[self.store.arrays["parts"][self.examples]]
+    def info(self) -> CorpusInfo:
+        """What an objective may know of the corpus."""
+        return CorpusInfo(parallel=self.parallel, languages=self.languages, tag_names=self.tag_names)
 
-    def _source(self) -> Source:
-        arrays = self.store.arrays
-        return Source(pieces=arrays["pieces"], words=arrays["words"], tags=self.store.tags)
+    @property
+    def parallel(self) -> bool:
+        return bool(self.meta["parallel"])
 
-    def _side(self, segments: NDArray[np.int64], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Side:
-        arrays = self.store.arrays
-        return Side(
-            starts=starts, lengths=lengths, languages=arrays["languages"][segments], first_words=arrays["word_offsets"][segments]
-        )
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return tuple(self.meta["languages"])
 
-    def _count_lost(self, segments: NDArray[np.int64], lost: NDArray[np.int64]) -> dict[str, int]:
-        # Every language is named, those that lost nothing too.
-        names = self.store.languages
-        totals = np.bincount(self.store.arrays["languages"][segments], weights=lost, minlength=len(names))
-        return {name: int(total) for name, total in zip(names, totals, strict=True)}
+    @property
+    def num_sides(self) -> int:
+        return 2 if self.parallel else 1
 
+    @property
+    def num_examples(self) -> int:
+        return int(self.meta["num_examples"])
 
-class SegmentRows(StoreRows):
-    """Each segment of the corpus in a row of its own; an overlong one becomes several windows, or loses its end."""
+    @property
+    def num_segments(self) -> int:
+        return self.num_examples * self.num_sides
 
-    def __init__(
-        self, store: TokenStore, vocabulary: Vocabulary, *, max_length: int, overlong: Literal["split", "truncate"]
-    ) -> None:
-        super().__init__(store, vocabulary.single)
-        room = _room(vocabulary.single, max_length)
-        offsets = store.arrays["piece_offsets"]
-        if overlong == "split":
-            self.segments, self.starts, lengths = windows(offsets, store.arrays["word_pieces"], room)
-            self.num_truncated = dict.fromkeys(store.languages, 0)
+    @property
+    def num_words(self) -> int:
+        return int(self.meta["num_words"])
+
+    @property
+    def num_pieces(self) -> int:
+        return int(self.meta["num_pieces"])
+
+    @property
+    def tags(self) -> dict[str, NDArray[np.uint8]]:
+        """Layer -> (W,) class of each word; empty without annotations."""
+        return {} if self.annotations is None else {layer: self.annotations[layer] for layer in LAYERS if layer in self.annotations}
+
+    @property
+    def part_weights(self) -> NDArray[np.float64] | None:
+        """How often the rows of each part of a mixture are seen per epoch, or None."""
+        weights = self.meta.get("part_weights")
+        return None if weights is None else np.array(weights, np.float64)
+
+    def text(self, example: int, side: int = 0) -> str:
+        """Return the text of a segment."""
+        segment = example * self.num_sides + side
+        start, end = self.arrays["text_offsets"][segment : segment + 2]
+        return bytes(self.arrays["text"][start:end]).decode("utf-8")
+
+    def words(self, example: int, side: int = 0) -> NDArray[np.int32]:
+        """Return the (n, 2) character spans of a segment's words, as the tokenizer sees them."""
+        segment = example * self.num_sides + side
+        start, end = self.arrays["word_offsets"][segment : segment + 2]
+        spans: NDArray[np.int32] = self.arrays["word_spans"][start:end]
+        return spans
+
+    def pieces(self, example: int, side: int = 0) -> NDArray[np.int64]:
+        """Return the token ids of a segment, without special tokens."""
+        segment = example * self.num_sides + side
+        start, end = self.arrays["piece_offsets"][segment : segment + 2]
+        return self.arrays["pieces"][start:end].astype(np.int64)
+
+    def language(self, example: int, side: int = 0) -> str:
+        """Return the language code of a segment."""
+        return self.languages[int(self.arrays["languages"][example * self.num_sides + side])]
+
+    def segment(self, example: int, side: int = 0) -> Segment:
+        """Return a segment with the source's own words and gold tags where it has them, else with the tokenizer's words."""
+        number = example * self.num_sides + side
+        start, end = self.arrays["gold_offsets"][number : number + 2]
+        if end > start:
+            words = self.arrays["gold_spans"][start:end]
+            tags = {
+                layer: [names[i] for i in self.arrays[f"gold_{layer}"][start:end]]
+                for layer, names in self.meta["gold_tags"].items()
+            }
+            # The empty name stands for a layer that this segment lacks.
+            tags = {layer: values for layer, values in tags.items() if any(values)}
         else:
-            self.segments, self.starts = np.arange(store.num_segments), np.array(offsets[:-1])
-            full = np.diff(offsets)
-            lengths = np.minimum(full, room)
-            self.num_truncated = self._count_lost(self.segments, full - lengths)
-        self.examples = self.segments // store.num_sides
-        self.lengths = (lengths + vocabulary.single.num_special).astype(np.int32)
-
-    def take(self, indices: NDArray[np.int64]) -> TokenRows:
-        lengths = self.lengths[indices].astype(np.int64) - self.layout.num_special
-        side = self._side(self.segments[indices], self.starts[indices], lengths)
-        return gather(self.layout, self._source(), [side], indices)
-
-
-class PairRows(StoreRows):
-    """Each pair in one row; the longer side of an overlong pair loses its end first, at a word boundary where there is one."""
-
-    def __init__(
-        self, store: TokenStore, vocabulary: Vocabulary, *, separator: Literal["template", "own"], max_length: int
-    ) -> None:
-        layout = vocabulary.pair_layout(separator)
-        super().__init__(store, layout)
-        room = _room(layout, max_length)
-        offsets = store.arrays["piece_offsets"]
-        full = np.diff(offsets).reshape(-1, 2)
-        fair = np.array([(room + 1) // 2, room // 2])
-        # A side may keep its fair half, and whatever the other side leaves free.
-        kept = np.minimum(full, np.maximum(fair, room - full[:, ::-1]))
-        starts = np.array(offsets[:-1]).reshape(-1, 2)
-        cut = kept < full
-        kept[cut] = last_boundary(store.arrays["word_pieces"], starts[cut], (starts + kept)[cut]) - starts[cut]
-        self.starts, self.kept = starts, kept
-        self.num_truncated = self._count_lost(np.arange(store.num_segments), (full - kept).reshape(-1))
-        self.examples = np.arange(store.num_examples)
-        self.lengths = (kept.sum(axis=1) + layout.num_special).astype(np.int32)
-
-    def take(self, indices: NDArray[np.int64]) -> TokenRows:
-        sides = [self._side(2 * indices + side, self.starts[indices, side], self.kept[indices, side]) for side in (0, 1)]
-        return gather(self.layout, self._source(), sides, indices)
-
-
-def open_rows(
-    store: TokenStore,
-    vocabulary: Vocabulary,
-    *,
-    view: Literal["segment", "pair"],
-    separator: Literal["template", "own"] = "template",
-    max_length: int,
-    overlong: Literal["split", "truncate"] = "split",
-) -> SegmentRows | PairRows:
-    """Return the rows of a stored corpus.
-
-    Args:
-        store: the corpus.
-        vocabulary: that of the tokenizer it was tokenised with.
-        view: each ``segment`` by itself, or each ``pair`` in one row.
-        separator: how the sides of a pair are joined.
-        max_length: tokens per row at most, special tokens included.
-        overlong: what becomes of a segment that is too long: ``split`` into windows, so that nothing is lost, or ``truncate``. A
-            pair cannot be split: its sides are always truncated.
-
-    Raises:
-        UserError: if pairs are asked for and the corpus has none, if nothing fits into a row, or if the tokenizer is another one.
-    """
-    if store.meta["vocabulary_size"] != vocabulary.size:
-        message = f"was tokenised with {store.meta['vocabulary_size']} token ids, the model has {vocabulary.size}."
-        raise user_error("corpus", message)
-    if view == "segment":
-        return SegmentRows(store, vocabulary, max_length=max_length, overlong=overlong)
-    if not store.parallel:
-        raise user_error("corpus", "the objective needs pairs of sentences, but this corpus is not parallel.")
-    return PairRows(store, vocabulary, separator=separator, max_length=max_length)
-
-
-def _room(layout: RowLayout, max_length: int) -> int:
-    room = max_length - layout.num_special
-    least: Any = 2 if layout.middle else 1
-    if room < least:
-        raise user_error(
-            "trainer.max_length", f"{max_length} leaves no room beside the {layout.num_special} special tokens of a row."
-        )
-    return room
-
-
-__all__ = ["PairRows", "SegmentRows", "StoreRows", "TokenStore", "open_rows"]
+            words, tags = self.words(example, side), {}
+        return Segment(self.text(example, side), self.language(example, side), list(map(tuple, words.tolist())), tags)

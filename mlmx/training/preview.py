@@ -26,7 +26,8 @@ from transformers import AutoModel, AutoModelForMaskedLM
 from mlmx.build import allow_package, build
 from mlmx.data.batch import BatchContext, Collator
 from mlmx.data.rows import CorpusInfo, RowDataset, TokenRows
-from mlmx.data.store import TokenStore, open_rows
+from mlmx.data.rows_from_store import open_rows
+from mlmx.data.store import TokenStore
 from mlmx.errors import UserError, user_error
 from mlmx.keyed import permutation, row_keys
 from mlmx.models.encoder import Encoder

@@ -20,8 +20,8 @@ import torch
 from mlmx.build import allow_package, build
 from mlmx.data.annotate import annotate_store
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
-from mlmx.data.shards import TokenStore
-from mlmx.data.store import open_rows
+from mlmx.data.rows_from_store import open_rows
+from mlmx.data.store import TokenStore
 from mlmx.errors import UserError
 from mlmx.models.encoder import Encoder
 from mlmx.models.load import load_encoder, load_tokenizer
@@ -46,7 +46,7 @@ TRAINING_KINDS = ("pretrain", "finetune")
 
 
 def prepare(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
-    """Train a tokenizer, or tokenise a corpus into memory-mapped shards."""
+    """Train a tokenizer, or tokenise a corpus into memory-mapped arrays."""
     if "corpora" in spec:
         corpora = [build(node, where=f"corpora[{i}]") for i, node in enumerate(spec["corpora"])]
         return train_tokenizer(build(spec["tokenizer"], where="model.tokenizer"), corpora, stage.tokenizer_dir)

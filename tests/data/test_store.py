@@ -13,7 +13,8 @@ from mlmx.data.corpora.mixture import MixtureCorpus
 from mlmx.data.corpus import Example, Segment
 from mlmx.data.gather import windows
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
-from mlmx.data.store import TokenStore, open_rows
+from mlmx.data.rows_from_store import open_rows
+from mlmx.data.store import TokenStore
 from mlmx.data.tokenizer import TrainedTokenizer
 from mlmx.data.vocabulary import Vocabulary
 from mlmx.errors import UserError

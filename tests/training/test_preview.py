@@ -11,7 +11,7 @@ from mlmx import listing
 from mlmx.build import build
 from mlmx.data.annotate import annotate_store
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
-from mlmx.data.shards import TokenStore
+from mlmx.data.store import TokenStore
 from mlmx.models.load import load_tokenizer
 from mlmx.stage import StageDir
 from mlmx.training.preview import Preview, main, show

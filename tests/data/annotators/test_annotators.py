@@ -16,7 +16,8 @@ from mlmx.build import build, problems_of
 from mlmx.data.annotate import annotate_store
 from mlmx.data.corpus import Annotation, Annotator, Example, Segment
 from mlmx.data.prepare import prepare_corpus
-from mlmx.data.store import TokenStore, open_rows
+from mlmx.data.rows_from_store import open_rows
+from mlmx.data.store import TokenStore
 from mlmx.data.vocabulary import Vocabulary
 from mlmx.data.words import align, mapped_tag, split_words
 from mlmx.errors import UserError

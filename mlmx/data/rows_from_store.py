@@ -1,0 +1,152 @@
+"""Rows of a stored corpus: each segment by itself, or the two sides of each pair together."""
+
+# S rows of a batch, N rows of the dataset, G segments
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlmx.data.gather import Side, Source, gather, last_boundary, windows
+from mlmx.data.rows import RowDataset, TokenRows
+from mlmx.data.store import TokenStore
+from mlmx.data.vocabulary import RowLayout, Vocabulary
+from mlmx.errors import user_error
+
+
+class StoreRows(RowDataset):
+    """What both views share.
+
+    Attributes:
+        store: the corpus.
+        examples: (N,) int64 the example each row comes from.
+        weights: (N,) how often a row is seen per epoch (mixtures), or None for once.
+    """
+
+    examples: NDArray[np.int64]
+
+    def __init__(self, store: TokenStore, layout: RowLayout) -> None:
+        self.store = store
+        self.layout = layout
+
+    @property
+    def weights(self) -> NDArray[np.float64] | None:
+        part_weights = self.store.part_weights
+        return None if part_weights is None else part_weights[self.store.arrays["parts"][self.examples]]
+
+    def _source(self) -> Source:
+        arrays = self.store.arrays
+        return Source(pieces=arrays["pieces"], words=arrays["words"], tags=self.store.tags)
+
+    def _side(self, segments: NDArray[np.int64], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Side:
+        arrays = self.store.arrays
+        return Side(
+            starts=starts, lengths=lengths, languages=arrays["languages"][segments], first_words=arrays["word_offsets"][segments]
+        )
+
+    def _count_lost(self, segments: NDArray[np.int64], lost: NDArray[np.int64]) -> dict[str, int]:
+        # Every language is named, those that lost nothing too.
+        names = self.store.languages
+        totals = np.bincount(self.store.arrays["languages"][segments], weights=lost, minlength=len(names))
+        return {name: int(total) for name, total in zip(names, totals, strict=True)}
+
+
+class SegmentRows(StoreRows):
+    """Each segment of the corpus in a row of its own; an overlong one becomes several windows, or loses its end."""
+
+    def __init__(
+        self, store: TokenStore, vocabulary: Vocabulary, *, max_length: int, overlong: Literal["split", "truncate"]
+    ) -> None:
+        super().__init__(store, vocabulary.single)
+        room = _room(vocabulary.single, max_length)
+        offsets = store.arrays["piece_offsets"]
+        if overlong == "split":
+            self.segments, self.starts, lengths = windows(offsets, store.arrays["word_pieces"], room)
+            self.num_truncated = dict.fromkeys(store.languages, 0)
+        else:
+            self.segments, self.starts = np.arange(store.num_segments), np.array(offsets[:-1])
+            full = np.diff(offsets)
+            lengths = np.minimum(full, room)
+            self.num_truncated = self._count_lost(self.segments, full - lengths)
+        self.examples = self.segments // store.num_sides
+        self.lengths = (lengths + vocabulary.single.num_special).astype(np.int32)
+
+    def take(self, indices: NDArray[np.int64]) -> TokenRows:
+        lengths = self.lengths[indices].astype(np.int64) - self.layout.num_special
+        side = self._side(self.segments[indices], self.starts[indices], lengths)
+        return gather(self.layout, self._source(), [side], indices)
+
+
+class PairRows(StoreRows):
+    """Each pair in one row; the longer side of an overlong pair loses its end first, at a word boundary where there is one."""
+
+    def __init__(
+        self, store: TokenStore, vocabulary: Vocabulary, *, separator: Literal["template", "own"], max_length: int
+    ) -> None:
+        layout = vocabulary.pair_layout(separator)
+        super().__init__(store, layout)
+        room = _room(layout, max_length)
+        offsets = store.arrays["piece_offsets"]
+        full = np.diff(offsets).reshape(-1, 2)
+        fair = np.array([(room + 1) // 2, room // 2])
+        # A side may keep its fair half, and whatever the other side leaves free.
+        kept = np.minimum(full, np.maximum(fair, room - full[:, ::-1]))
+        starts = np.array(offsets[:-1]).reshape(-1, 2)
+        cut = kept < full
+        kept[cut] = last_boundary(store.arrays["word_pieces"], starts[cut], (starts + kept)[cut]) - starts[cut]
+        self.starts, self.kept = starts, kept
+        self.num_truncated = self._count_lost(np.arange(store.num_segments), (full - kept).reshape(-1))
+        self.examples = np.arange(store.num_examples)
+        self.lengths = (kept.sum(axis=1) + layout.num_special).astype(np.int32)
+
+    def take(self, indices: NDArray[np.int64]) -> TokenRows:
+        sides = [self._side(2 * indices + side, self.starts[indices, side], self.kept[indices, side]) for side in (0, 1)]
+        return gather(self.layout, self._source(), sides, indices)
+
+
+def open_rows(
+    store: TokenStore,
+    vocabulary: Vocabulary,
+    *,
+    view: Literal["segment", "pair"],
+    separator: Literal["template", "own"] = "template",
+    max_length: int,
+    overlong: Literal["split", "truncate"] = "split",
+) -> SegmentRows | PairRows:
+    """Return the rows of a stored corpus.
+
+    Args:
+        store: the corpus.
+        vocabulary: that of the tokenizer it was tokenised with.
+        view: each ``segment`` by itself, or each ``pair`` in one row.
+        separator: how the sides of a pair are joined.
+        max_length: tokens per row at most, special tokens included.
+        overlong: what becomes of a segment that is too long: ``split`` into windows, so that nothing is lost, or ``truncate``. A
+            pair cannot be split: its sides are always truncated.
+
+    Raises:
+        UserError: if pairs are asked for and the corpus has none, if nothing fits into a row, or if the tokenizer is another one.
+    """
+    if store.meta["vocabulary_size"] != vocabulary.size:
+        message = f"was tokenised with {store.meta['vocabulary_size']} token ids, the model has {vocabulary.size}."
+        raise user_error("corpus", message)
+    if view == "segment":
+        return SegmentRows(store, vocabulary, max_length=max_length, overlong=overlong)
+    if not store.parallel:
+        raise user_error("corpus", "the objective needs pairs of sentences, but this corpus is not parallel.")
+    return PairRows(store, vocabulary, separator=separator, max_length=max_length)
+
+
+def _room(layout: RowLayout, max_length: int) -> int:
+    room = max_length - layout.num_special
+    least: Any = 2 if layout.middle else 1
+    if room < least:
+        raise user_error(
+            "trainer.max_length", f"{max_length} leaves no room beside the {layout.num_special} special tokens of a row."
+        )
+    return room
+
+
+__all__ = ["PairRows", "SegmentRows", "StoreRows", "TokenStore", "open_rows"]
