@@ -6,8 +6,8 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
+from mlmx.data.corpora.records import json_object
 from mlmx.data.text_files import format_of, read_lines
 from mlmx.errors import Problem, UserError, nearest, user_error
 
@@ -27,7 +27,7 @@ def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Reco
     if kind in ("jsonl", "ndjson"):
         yield from _jsonl_records(path, columns)
     elif kind in ("tsv", "csv"):
-        yield from _table_records(path, columns, delimiter="\t" if kind == "tsv" else ",")
+        yield from _table_records(path, columns, kind)
     else:
         raise user_error(str(path), "unknown format; allowed are .jsonl, .tsv and .csv, each also as .gz, .bz2, .xz or .zst.")
 
@@ -67,12 +67,7 @@ def _check_columns(columns: Sequence[str], available: Sequence[str], where: str)
 
 def _jsonl_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
     for where, line in _filled_lines(path):
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise user_error(where, f"not JSON: {error}.") from error
-        if not isinstance(value, dict):
-            raise user_error(where, "not a JSON object.")
+        value = json_object(where, line)
         _check_columns(columns, list(value), where)
         yield where, {column: _text(value[column]) for column in columns}
 
@@ -83,21 +78,29 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _table_records(path: Path, columns: Sequence[str], *, delimiter: str) -> Iterator[tuple[str, Record]]:
-    places: list[str] = []
+def _table_records(path: Path, columns: Sequence[str], kind: str) -> Iterator[tuple[str, Record]]:
+    rows = _csv_rows(path) if kind == "csv" else ((where, line.split("\t")) for where, line in _filled_lines(path))
+    where, header = next(rows)
+    _check_columns(columns, header, where)
+    where_in_row = [header.index(column) for column in columns]
+    for where, row in rows:
+        if len(row) != len(header):
+            raise user_error(where, f"{len(row)} fields, but the header has {len(header)}.")
+        yield where, {column: row[i] for column, i in zip(columns, where_in_row, strict=True)}
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the last line of each row, which may have several, and its fields."""
+    place = ""
 
     def lines() -> Iterator[str]:
+        nonlocal place
         for where, line in _filled_lines(path):
-            places.append(where)
+            place = where
             yield line + "\n"
 
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(lines(), delimiter=delimiter, quoting=quoting)
-    header = next(reader)
-    _check_columns(columns, header, places[-1])
-    where_in_row = [header.index(column) for column in columns]
-    for row in reader:
-        if len(row) != len(header):
-            raise user_error(places[-1], f"{len(row)} fields, but the header has {len(header)}.")
-        yield places[-1], {column: row[i] for column, i in zip(columns, where_in_row, strict=True)}
-        places[:] = places[-1:]
+    try:
+        for row in csv.reader(lines(), strict=True):
+            yield place, row
+    except csv.Error as error:
+        raise user_error(place, f"is not CSV: {error}; is a quotation mark not closed?") from error

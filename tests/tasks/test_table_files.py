@@ -32,13 +32,14 @@ def test_all_formats_give_the_same_records(tmp_path, suffix, compress):
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"text": 1}\n{"txt": 1}\n', r"a.jsonl:2: no column 'text'; there are 'txt'. Did you mean 'txt'\?"),
-        ("a.jsonl", b'{"text": 1}\n[1]\n', "a.jsonl:2: not a JSON object"),
-        ("a.jsonl", b"{\n", "a.jsonl:1: not JSON"),
+        ("a.jsonl", b'{"text": 1}\n[1]\n', "a.jsonl:2: is a JSON list"),
+        ("a.jsonl", b"{\n", "a.jsonl:1: is not JSON"),
         ("a.tsv", b"txt\tlabel\nx\ty\n", r"a.tsv:1: no column 'text'; there are 'txt', 'label'"),
         ("a.tsv", b"text\tlabel\nx\n", "a.tsv:2: 1 fields, but the header has 2"),
         ("a.tsv", b"text\nx\n\xff\n", "a.tsv:3: byte 1 of the line .* is not UTF-8"),
         ("a.tsv", b"", "a.tsv: the file is empty"),
         ("a.tsv", b"\n \n", "a.tsv: the file is empty"),
+        ("a.csv", b'text\nx\n"y\nz\n', "a.csv:4: is not CSV: .* is a quotation mark not closed"),
         ("a.txt", b"x", "a.txt: unknown format"),
         ("a.jsonl.gz", b"x", "a.jsonl.gz:1: cannot be read on"),
     ],
@@ -55,3 +56,8 @@ def test_missing_file_and_missing_field(tmp_path):
     (tmp_path / "a.tsv").write_text("1\tone\ttwo\n2\n")
     with pytest.raises(UserError, match=r"a.tsv:2: 2 fields separated by tabs are expected, found 1"):
         list(read_columns(tmp_path / "a.tsv", 2))
+
+
+def test_a_field_may_be_long(tmp_path):
+    (tmp_path / "a.tsv").write_text("text\n" + 200_000 * "x")
+    assert [len(record["text"]) for _, record in read_records(tmp_path / "a.tsv", ["text"])] == [200_000]

@@ -47,13 +47,26 @@ def read_jsonl(path: Path, columns: Sequence[Column]) -> Iterator[Record]:
         if not line.strip():
             yield where, (None,) * len(columns)
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise user_error(where, f"is not JSON: {error.msg} at character {error.pos + 1}.") from error
-        if not isinstance(record, dict):
-            raise user_error(where, f"is a JSON {type(record).__name__}, not an object with fields.")
+        record = json_object(where, line)
         yield where, tuple(field_of(record, column, where) for column in columns)
+
+
+def json_object(where: str, line: str) -> dict[str, Any]:
+    """Return the object that a line of JSON holds.
+
+    Raises:
+        UserError: if it holds none.
+    """
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise user_error(where, f"is not JSON: {error.msg} at character {error.pos + 1}.") from error
+    except (ValueError, RecursionError) as error:
+        # JSON to the letter, but more than Python reads: numbers of thousands of digits, brackets in thousands of brackets.
+        raise user_error(where, f"cannot be read as JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise user_error(where, f"is a JSON {type(value).__name__}, not an object with fields.")
+    return value
 
 
 def field_of(record: Mapping[str, Any], column: Column, where: str) -> str | None:
@@ -115,7 +128,7 @@ def _tsv_index(where: str, column: Column, names: Sequence[str], header: bool) -
         message = f"column {column!r} is a name, but without a header (header=false) columns are indices from 0."
         raise user_error(where, message)
     if column not in names:
-        raise _missing_column(where, column, names)
+        raise _missing_column(where, column, names, " If the first line is no header, set header=false and give indices from 0.")
     return names.index(column)
 
 
@@ -140,7 +153,9 @@ def read_parquet(path: Path, columns: Sequence[Column]) -> Iterator[Record]:
             if number == 0:
                 raise user_error(str(path), "the file is empty.")
     except pyarrow.ArrowInvalid as error:
-        raise user_error(str(path), f"is no Parquet file: {error}.") from error
+        raise user_error(str(path), f"is no Parquet file: {error}") from error
+    except OSError as error:
+        raise user_error(str(path), f"cannot be read on: {error}") from error
 
 
 def count_parquet(paths: Sequence[Path]) -> int:
@@ -161,6 +176,7 @@ def reader_for(file_format: str, header: bool) -> Callable[[Path, Sequence[Colum
     return {"jsonl": read_jsonl, "ndjson": read_jsonl, "parquet": read_parquet}.get(file_format)
 
 
-def _missing_column(where: str, column: Column, available: Sequence[str]) -> Exception:
+def _missing_column(where: str, column: Column, available: Sequence[str], advice: str = "") -> Exception:
     names = ", ".join(map(repr, available))
-    return user_error(where, f"there is no column {column!r}; there are: {names}.", nearest(str(column), available))
+    close = nearest(str(column), available)
+    return user_error(where, f"there is no column {column!r}; there are: {names}." + (advice if close is None else ""), close)

@@ -67,6 +67,8 @@ def test_jsonl_reads_nested_fields(tmp_path: Path) -> None:
         ('["text"]', r"a\.jsonl:2: is a JSON list"),
         ('{"txet": "a", "id": 1}', r"a\.jsonl:2: there is no column 'text'; there are: 'txet', 'id'\. Did you mean 'txet'"),
         ('{"text": 3}', r"a\.jsonl:2: column 'text' holds a int"),
+        ('{"text": "a", "n": ' + 5000 * "1" + "}", r"a\.jsonl:2: cannot be read as JSON"),
+        (100_000 * "[", r"a\.jsonl:2: cannot be read as JSON"),
         (r'{"text": "\ud83d"}', r"a\.jsonl:2: column 'text' holds half of a surrogate pair"),
     ],
 )
@@ -87,6 +89,7 @@ def test_tsv_by_name_and_by_index_and_quotes_are_text(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"header": True, "column": "sentense"}, r"no column 'sentense'; there are: 'id', 'sentence'\. Did you mean 'sentence'"),
+        ({"header": True, "column": "fr"}, "If the first line is no header, set header=false"),
         ({"header": True, "column": 5}, "no column 5"),
         ({"header": False, "column": "sentence"}, "columns are indices"),
         ({"header": False, "column": -1}, "column -1 is not valid"),
@@ -113,6 +116,11 @@ def test_parquet(tmp_path: Path) -> None:
     (tmp_path / "b.parquet").write_text("no parquet")
     with pytest.raises(UserError, match="is no Parquet file"):
         texts(corpus("parquet", path=str(tmp_path / "b.parquet")))
+    pyarrow.parquet.write_table(pyarrow.table({"text": [f"line {i}" for i in range(3000)]}), tmp_path / "c.parquet")
+    content = (tmp_path / "c.parquet").read_bytes()
+    (tmp_path / "c.parquet").write_bytes(content[:100] + bytes(300) + content[400:])
+    with pytest.raises(UserError, match=r"c\.parquet: cannot be read on: "):
+        texts(corpus("parquet", path=str(tmp_path / "c.parquet")))
 
 
 CONLLU = """# sent_id = 1
