@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from mlmx.driver import launch
+from mlmx.driver import execute, launch
 from mlmx.driver.contents import source_hash
 from mlmx.driver.directories import Placed, place
 from mlmx.driver.say import say, show_table
@@ -30,9 +30,10 @@ def plan(config: Mapping[str, Any]) -> None:
         config: the frozen config.
 
     Raises:
-        UserError: if inputs do not exist or groups contradict each other.
+        UserError: if inputs do not exist, groups contradict each other, or a stage to do has wrong settings.
     """
     placed = place(stages_of(config), Path(config["outputs"]))
+    execute.check(placed, config)
     estimates = _estimates([one for one in placed if one.stage.kind in ("pretrain", "finetune")])
     table = Table(
         "stage", "state", "parameters", "tokens", "steps", "memory", title=f"plan of {config['name']}", title_justify="left"

@@ -17,7 +17,7 @@ FAKE = "tests.driver.fake_worker"
 
 @pytest.fixture(autouse=True)
 def _made_up_components(monkeypatch):
-    monkeypatch.setattr(execute, "check", lambda placed, config, fresh: None)
+    monkeypatch.setattr(execute, "check", lambda placed, config, fresh=False: None)
 
 
 def run(tmp_path, config, name="run", **options):
@@ -170,3 +170,5 @@ def test_settings_are_checked_before_anything_runs(tmp_path, monkeypatch):
     assert {"objective._target_", "corpus._target_", "trainer._target_", "model._target_", "task.bitext._target_"} <= places
     assert not (tmp_path / "outputs" / "stages").exists()
     assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="objective._target_"):
+        chain.plan(frozen(tmp_path / "outputs"))
