@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from mlmx.data.corpora.records import Record, RecordCorpus, read_jsonl
-from mlmx.data.text_files import estimate_lines, find_files
+from mlmx.data.corpora.records import FileCorpus, Record, read_jsonl
 
 
-class JsonLinesCorpus(RecordCorpus):
+class JsonLinesCorpus(FileCorpus):
     """Files with one JSON object a line, the text in one of its fields.
 
     Args:
@@ -18,15 +18,8 @@ class JsonLinesCorpus(RecordCorpus):
     """
 
     def __init__(self, *, path: str | list[str], column: str, language: str) -> None:
-        self.path = path
+        super().__init__(path=path, language=language)
         self.column = column
-        self.parallel = False
-        self.languages = (language,)
-        self.skipped = {}
 
-    def records(self) -> Iterator[Record]:
-        for file in find_files(self.path):
-            yield from read_jsonl(file, [self.column])
-
-    def __len__(self) -> int:
-        return estimate_lines(find_files(self.path))
+    def read(self, file: Path) -> Iterator[Record]:
+        return read_jsonl(file, [self.column])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from mlmx.data.corpora.records import Record, RecordCorpus, count_parquet, read_parquet
+from mlmx.data.corpora.records import FileCorpus, Record, count_parquet, read_parquet
 from mlmx.data.text_files import find_files
 
 
-class ParquetCorpus(RecordCorpus):
+class ParquetCorpus(FileCorpus):
     """Parquet files, the text in one of their columns.
 
     Args:
@@ -18,15 +19,11 @@ class ParquetCorpus(RecordCorpus):
     """
 
     def __init__(self, *, path: str | list[str], column: str, language: str) -> None:
-        self.path = path
+        super().__init__(path=path, language=language)
         self.column = column
-        self.parallel = False
-        self.languages = (language,)
-        self.skipped = {}
 
-    def records(self) -> Iterator[Record]:
-        for file in find_files(self.path):
-            yield from read_parquet(file, [self.column])
+    def read(self, file: Path) -> Iterator[Record]:
+        return read_parquet(file, [self.column])
 
     def __len__(self) -> int:
         return count_parquet(find_files(self.path))

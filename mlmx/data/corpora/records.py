@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlmx.data.corpus import Corpus, Example, Segment
-from mlmx.data.text_files import read_lines
+from mlmx.data.text_files import estimate_lines, find_files, read_lines
 from mlmx.errors import nearest, user_error
 
 Column = str | int
@@ -39,6 +39,27 @@ class RecordCorpus(Corpus):
                 self.skipped[BLANK] = self.skipped.get(BLANK, 0) + 1
                 continue
             yield Example(where, tuple(Segment(text, language) for text, language in zip(texts, self.languages, strict=True)))
+
+
+class FileCorpus(RecordCorpus):
+    """Files of records in one language."""
+
+    def __init__(self, *, path: str | list[str], language: str) -> None:
+        self.path = path
+        self.parallel = False
+        self.languages = (language,)
+        self.skipped = {}
+
+    @abstractmethod
+    def read(self, file: Path) -> Iterator[Record]:
+        """Yield the records of a file."""
+
+    def records(self) -> Iterator[Record]:
+        for file in find_files(self.path):
+            yield from self.read(file)
+
+    def __len__(self) -> int:
+        return estimate_lines(find_files(self.path))
 
 
 def read_jsonl(path: Path, columns: Sequence[Column]) -> Iterator[Record]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from mlmx.data.corpora.records import Record, RecordCorpus
-from mlmx.data.text_files import estimate_lines, find_files, read_lines
+from mlmx.data.corpora.records import FileCorpus, Record
+from mlmx.data.text_files import read_lines
 
 
-class TextCorpus(RecordCorpus):
+class TextCorpus(FileCorpus):
     """Plain text files, one sentence or one document a line.
 
     Args:
@@ -16,16 +17,6 @@ class TextCorpus(RecordCorpus):
         language: the code of the language.
     """
 
-    def __init__(self, *, path: str | list[str], language: str) -> None:
-        self.path = path
-        self.parallel = False
-        self.languages = (language,)
-        self.skipped = {}
-
-    def records(self) -> Iterator[Record]:
-        for file in find_files(self.path):
-            for where, line in read_lines(file):
-                yield where, (line,)
-
-    def __len__(self) -> int:
-        return estimate_lines(find_files(self.path))
+    def read(self, file: Path) -> Iterator[Record]:
+        for where, line in read_lines(file):
+            yield where, (line,)

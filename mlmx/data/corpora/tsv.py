@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from mlmx.data.corpora.records import Record, RecordCorpus, read_tsv
-from mlmx.data.text_files import estimate_lines, find_files
+from mlmx.data.corpora.records import FileCorpus, Record, read_tsv
 
 
-class TsvCorpus(RecordCorpus):
+class TsvCorpus(FileCorpus):
     """Tab-separated files, the text in one of their columns. Quotation marks are part of the text.
 
     Args:
@@ -19,16 +19,9 @@ class TsvCorpus(RecordCorpus):
     """
 
     def __init__(self, *, path: str | list[str], column: str | int, header: bool, language: str) -> None:
-        self.path = path
+        super().__init__(path=path, language=language)
         self.column = column
         self.header = header
-        self.parallel = False
-        self.languages = (language,)
-        self.skipped = {}
 
-    def records(self) -> Iterator[Record]:
-        for file in find_files(self.path):
-            yield from read_tsv(file, [self.column], self.header)
-
-    def __len__(self) -> int:
-        return estimate_lines(find_files(self.path))
+    def read(self, file: Path) -> Iterator[Record]:
+        return read_tsv(file, [self.column], self.header)
