@@ -15,7 +15,8 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -45,6 +46,10 @@ _KINDS = {
     "task": "mlmx.tasks.task.Task",
 }
 
+# Slots whose constructors only take their settings down, so that building one is a way to find settings that contradict each other.
+# The others need an encoder, or load a tagger.
+_DESCRIBED = ("model", "tokenizer", "corpus", "corpora", "trainer", "task")
+
 # What YAML has besides components.
 _PLAIN = (str, int, float, list, dict, type(None))
 
@@ -73,7 +78,7 @@ def settings_of(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def problems_of(node: Mapping[str, Any], where: str, slot: str | None = None) -> list[Problem]:
-    """Check a node, and the nodes inside it, against the constructors; builds nothing.
+    """Check a node, and the nodes inside it, against the constructors; and, where those only take settings down, by building it.
 
     Args:
         node: the component.
@@ -103,6 +108,12 @@ def problems_of(node: Mapping[str, Any], where: str, slot: str | None = None) ->
         for place, inner in _nested_nodes(settings[name], f"{where}.{name}"):
             problems += problems_of(inner, place)
         problems += _value_problems(target, parameter, settings[name], f"{where}.{name}")
+    if not problems and slot in _DESCRIBED:
+        try:
+            # A model's tokenizer is not there yet.
+            _build(node, [None] * _num_runtime_objects(target), where)
+        except UserError as error:
+            return list(error.problems)
     return problems
 
 
@@ -123,7 +134,7 @@ def build(node: Mapping[str, Any], *runtime: object, where: str = "config") -> A
     return _build(node, runtime, where)
 
 
-def _build(node: Mapping[str, Any], runtime: tuple[object, ...], where: str) -> Any:
+def _build(node: Mapping[str, Any], runtime: Sequence[object], where: str) -> Any:
     target = _target(node["_target_"], where)
     parameters = _settings_parameters(target)
     arguments = {}
@@ -132,7 +143,19 @@ def _build(node: Mapping[str, Any], runtime: tuple[object, ...], where: str) -> 
             arguments[name] = _build_nested(value, f"{where}.{name}")
         else:
             arguments[name] = _adapter(target, parameters[name]).validate_json(json.dumps(value), strict=True)
-    return target(*runtime, **arguments)
+    try:
+        return target(*runtime, **arguments)
+    except UserError as error:
+        raise UserError([_in_place(problem, where, parameters) for problem in error.problems]) from error
+
+
+def _in_place(problem: Problem, where: str, parameters: Mapping[str, Any]) -> Problem:
+    """Name a setting by its place in the config, where the constructor knows it by the component's kind: ``corpus.path``."""
+    parts = problem.where.split(".")
+    for i, part in enumerate(parts[1:], start=1):
+        if part.partition("[")[0] in parameters:
+            return replace(problem, where=".".join([where, *parts[i:]]))
+    return problem
 
 
 def _build_nested(value: Any, where: str) -> Any:
@@ -201,6 +224,11 @@ def _settings_parameters(target: Callable[..., Any]) -> dict[str, inspect.Parame
         for name, parameter in inspect.signature(target).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+
+
+def _num_runtime_objects(target: Callable[..., Any]) -> int:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(parameter.kind in kinds for parameter in inspect.signature(target).parameters.values())
 
 
 def _adapter(target: Callable[..., Any], parameter: inspect.Parameter) -> TypeAdapter[Any]:

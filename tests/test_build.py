@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import yaml
 
 from mlmx import build as building
 from mlmx.build import Positive, Ratio, build, problems_of
 from mlmx.errors import UserError
 
 HERE = __name__
+CONF = Path(__file__).parents[1] / "conf"
 
 
 class Port:
@@ -95,6 +97,26 @@ def test_the_class_of_a_slot_is_checked():
     assert problem.where == "stages.x.corpus._target_"
     assert "it is no Corpus (mlmx.data.corpus.Corpus)" in problem.message
     assert problems_of({"_target_": "mlmx.data.annotators.gold.GoldAnnotator", "tag_map": {}}, "annotator", "annotator") == []
+
+
+def test_settings_that_contradict_each_other_are_told_at_their_place():
+    sides = {
+        "_target_": "mlmx.data.corpora.parallel.ParallelCorpus",
+        "path": "x",
+        "format": "auto",
+        "columns": None,
+        "header": True,
+    }
+    data = {"_target_": "mlmx.tasks.bitext_data.ParallelBitext", "corpus": {**sides, "languages": ["en"]}, "split": "test"}
+    task = yaml.safe_load((CONF / "task" / "bitext.yaml").read_text())
+    (problem,) = problems_of({**task, "data": {**data, "max_pairs": None}}, "task.mine", "task")
+    assert str(problem) == "task.mine.data.corpus.languages: ['en']: a parallel corpus has two different languages."
+    trainer = {**yaml.safe_load((CONF / "trainer" / "pretrain.yaml").read_text()), "max_epochs": 3}
+    (problem,) = problems_of(trainer, "stages.x.trainer", "trainer")
+    assert str(problem).startswith("stages.x.trainer.max_steps: set either max_steps or max_epochs")
+    model = yaml.safe_load((CONF / "model" / "tiny.yaml").read_text())
+    (problem,) = problems_of({**model, "num_heads": 3}, "model", "model")
+    assert str(problem) == "model.hidden_size: 128 is not a multiple of num_heads=3."
 
 
 def test_what_is_no_component_is_refused_where_one_is_needed():

@@ -26,7 +26,13 @@ class Labelled:
 
 
 class ClassificationData(ABC):
-    """A source of labelled sentences. Settings are keyword-only parameters of the constructor."""
+    """A source of labelled sentences. Settings are keyword-only parameters of the constructor.
+
+    Attributes:
+        splits: the splits there are; None where only the data tells.
+    """
+
+    splits: tuple[str, ...] | None
 
     @abstractmethod
     def load(self, split: str) -> Sequence[Labelled]:
@@ -51,6 +57,7 @@ class MicroworldSentiment(ClassificationData):
     def __init__(self, *, seed: NonNegative, num_train: Positive, num_dev: Positive, num_test: Positive, code_mixed: bool) -> None:
         self.seed = seed
         self.sizes = {"train": num_train, "dev": num_dev, "test": num_test}
+        self.splits = tuple(self.sizes)
         self.code_mixed = code_mixed
 
     def load(self, split: str) -> Sequence[Labelled]:
@@ -98,6 +105,7 @@ class ClassificationFiles(ClassificationData):
             )
         if problems:
             raise UserError(problems)
+        self.splits = tuple(self.paths) if path is None else None
         self.path = path
         self.text_column = text_column
         self.label_column = label_column

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from mlmx.build import Positive
 from mlmx.data.rows import RowDataset
-from mlmx.errors import user_error
+from mlmx.errors import nearest, user_error
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective
 from mlmx.tasks.classification import SequenceClassification, predict
@@ -49,6 +49,10 @@ class Sentiment(Task):
         max_length: Positive,
         batch_tokens: Positive,
     ) -> None:
+        missing = [split for split in ("train", *splits) if data.splits is not None and split not in data.splits]
+        if missing:
+            message = f"there are no data of the split {missing[0]!r}, only of {', '.join(data.splits or ())}."
+            raise user_error(f"task.{name}.data", message, nearest(missing[0], data.splits or ()))
         self.name = name
         self.data = data
         self.splits = splits

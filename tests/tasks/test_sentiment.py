@@ -136,9 +136,9 @@ def test_a_label_that_never_occurs_in_training_is_reported_and_wrong(tmp_path, m
     ("data", "message"),
     [
         ({"text_column": "coment"}, "no column 'coment'; there are 'comment', 'polarity', 'split', 'id'. Did you mean 'comment'"),
-        ({"split_column": None}, "task data.split_column: names the column"),
-        ({"test": "x"}, "task data.path: is one file with a split column"),
-        ({"path": None, "split_column": None}, "task data.path: no file is given"),
+        ({"split_column": None}, "task.sentiment.data.split_column: names the column"),
+        ({"test": "x"}, "task.sentiment.data.path: is one file with a split column"),
+        ({"path": None, "split_column": None}, "task.sentiment.data.path: no file is given"),
     ],
 )
 def test_bad_data_settings(one_file, make_encoder, data, message):
@@ -150,8 +150,9 @@ def test_missing_splits_and_lonely_labels(one_file, tmp_path, make_encoder):
     with pytest.raises(UserError, match=r"no labelled line of split 'valid'; its splits are \{'train': 6, 'test': 4, 'dev': 1\}"):
         task(one_file).data.load("valid")
     files = {"train": write(tmp_path / "one.jsonl.gz", rows("", "PP"))}
-    with pytest.raises(UserError, match="no file is given for the split 'test'; there are train"):
-        task(files).data.load("test")
+    with pytest.raises(UserError, match=r"task\.sentiment\.data: there are no data of the split 'test', only of train\."):
+        task(files)
+    files["test"] = files["train"]
     with pytest.raises(UserError, match="holds only the label 'P'; two are needed"):
         task(files).objective(make_encoder(WORDS))
 
