@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from mlmx import compose
+
 REAL = Path(__file__).parents[1] / "conf"
 
 FILES = {
@@ -104,4 +106,13 @@ def write_tree(folder: Path) -> Path:
         (conf / name).parent.mkdir(exist_ok=True)
         (conf / name).write_text(text)
     (folder / "plug.py").write_text(PLUG)
+    return conf
+
+
+def use_tree(folder: Path, monkeypatch) -> Path:
+    """Write the tree, and let mlmx work in the folder with nothing but this; returns the config folder."""
+    conf = write_tree(folder)
+    monkeypatch.setattr(compose, "conf_dir", lambda: conf)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(folder)
     return conf

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from mlmx import cli, compose, config, listing
 from mlmx.errors import UserError
-from tests.config_tree import write_tree
+from tests.config_tree import use_tree
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,10 +19,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def chain(tmp_path, monkeypatch):
     """A tree of configs, and a chain that records what it is given."""
-    conf = write_tree(tmp_path)
-    monkeypatch.setattr(compose, "conf_dir", lambda: conf)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
+    use_tree(tmp_path, monkeypatch)
     stub = types.ModuleType("mlmx.driver.chain")
     stub.runs, stub.planned, stub.previewed = [], [], []
     stub.run = lambda frozen, **more: stub.runs.append((frozen, more)) or 0.5

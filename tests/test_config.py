@@ -4,20 +4,15 @@ import json
 
 import pytest
 
-from mlmx import compose
 from mlmx.compose import Command, quoted
 from mlmx.config import check
 from mlmx.errors import UserError
-from tests.config_tree import write_tree
+from tests.config_tree import use_tree
 
 
 @pytest.fixture(autouse=True)
 def tree(tmp_path, monkeypatch):
-    conf = write_tree(tmp_path)
-    monkeypatch.setattr(compose, "conf_dir", lambda: conf)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return conf
+    return use_tree(tmp_path, monkeypatch)
 
 
 def frozen(*overrides, command="run", **flags):

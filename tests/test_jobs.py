@@ -8,22 +8,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlmx import compose, jobs
+from mlmx import jobs
 from mlmx.compose import Command
 from mlmx.config import check
 from mlmx.errors import UserError
-from tests.config_tree import write_tree
+from tests.config_tree import use_tree
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
 def tree(tmp_path, monkeypatch):
-    conf = write_tree(tmp_path)
-    monkeypatch.setattr(compose, "conf_dir", lambda: conf)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return conf
+    return use_tree(tmp_path, monkeypatch)
 
 
 def frozen(*overrides):

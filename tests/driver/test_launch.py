@@ -12,6 +12,7 @@ import pytest
 
 from mlmx.driver.launch import tail_of
 from tests.driver.configs import ROOT, driver_command, frozen
+from tests.processes import running, until
 
 WORKER = "tests.driver.fake_worker"
 # Workers end within this; the machine that runs the tests may be busy.
@@ -20,22 +21,7 @@ PROMPT_SECONDS = 15.0
 
 def workers(outputs):
     """Return the living processes that work on a stage below a folder, agents included."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = " ".join(process.cmdline())
-            if WORKER in line and str(outputs) in line and process.status() != psutil.STATUS_ZOMBIE and "chain.run" not in line:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def until(condition, seconds, what):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
+    return running(WORKER, outputs, without=["chain.run"])
 
 
 @pytest.fixture

@@ -6,10 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
-
-import psutil
 
 from mlmx.stage import StageDir
 from tests.training.test_tracking import environment as without_keys
@@ -43,7 +40,7 @@ def environment(**variables):
     return {**without_keys(), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
 
 
-def mlmx(*arguments, outputs, code=0, variables=None, **options):
+def mlmx(*arguments, outputs, code=0, variables=None, seconds=SECONDS, **options):
     """Type a command; return what it printed."""
     done = subprocess.run(
         command(*arguments, outputs=outputs, **options),
@@ -52,7 +49,7 @@ def mlmx(*arguments, outputs, code=0, variables=None, **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=SECONDS,
+        timeout=seconds,
         check=False,
     )
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}"
@@ -76,25 +73,6 @@ def summaries(outputs):
 
 def metrics(directory):
     return [json.loads(line) for line in directory.metrics_path.read_text().splitlines()]
-
-
-def running(outputs):
-    """Return the living processes whose command line names a folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and any(str(outputs) in word for word in process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def until(condition, seconds, what):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
 
 
 def results(outputs):

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from mlmx.driver.lease import registered_workers
-from tests.integration.chains import BOTH_TASKS, ROOT, SECONDS, command, environment, mlmx, results, running, stages, until
+from tests.integration.chains import BOTH_TASKS, ROOT, SECONDS, command, environment, mlmx, results, stages
+from tests.processes import running, until
 
 # All kinds of stages: the corpus is annotated, a task is trained, both save checkpoints on the way.
 CHAIN = [

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.integration.chains import metrics, mlmx, running, stage
+from tests.integration.chains import metrics, mlmx, stage
+from tests.processes import running
 
 
 def test_the_first_losses_agree(finished, prepared):

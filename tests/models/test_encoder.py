@@ -3,19 +3,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from mlmx.data.batch import Batch
 from mlmx.errors import UserError
 from mlmx.models.encoder import Encoder, dropout_of
 from mlmx.models.load import Scratch, load_encoder
 from mlmx.models.pooling import batches_by_length, encode, pool, resolve_layer
+from tests.tiny import numbered_tokenizer
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "electra", "distilbert", "modernbert"]
 IGNORANT = ["mpnet", "deberta-v2"]
-SPECIALS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 LENGTHS = [5, 60, 1, 13, 5, 30]
 
 
@@ -24,14 +23,8 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = [*SPECIALS.values(), *(f"w{i}" for i in range(59))]
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **SPECIALS)
+def tokenizer():
+    return numbered_tokenizer(64)
 
 
 def config(family: str, **settings):

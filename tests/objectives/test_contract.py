@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +15,7 @@ from mlmx.models.load import load_encoder
 from mlmx.objectives.objective import Objective
 from mlmx.training.parallel import ProcessGroup
 from mlmx.training.trainer import Stopped
+from tests.tiny import run_two_ranks
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
@@ -82,10 +80,7 @@ def test_accumulation_gives_the_same_losses(name, tmp_path):
 def two_ranks(tmp_path_factory) -> Path:
     """All objectives trained by one and the same pair of processes."""
     folder = tmp_path_factory.mktemp("two")
-    program = Path(__file__).with_name("tiny_pairs.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program), str(folder)]
-    done = subprocess.run(command, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_two_ranks("tests.objectives.tiny_pairs", folder)
     return folder
 
 

@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from mlmx import keyed, listing
 from mlmx.build import build
@@ -22,16 +19,15 @@ from mlmx.data.batch import Batch, BatchContext
 from mlmx.data.gather import Side, Source, gather
 from mlmx.data.rows import CorpusInfo, RowDataset, TokenRows
 from mlmx.data.vocabulary import Vocabulary
-from mlmx.models.load import Scratch
 from mlmx.objectives.objective import Objective
 from mlmx.stage import StageDir
 from mlmx.training.parallel import ProcessGroup, process_group
 from mlmx.training.trainer import Trainer
+from tests.tiny import SPECIALS, TRAINER, numbered_tokenizer, scratch_encoder
 
 CONF = Path(__file__).parents[2] / "conf" / "objective"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 
-SPECIALS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 NUM_LEMMAS, NUM_ENDINGS = 60, 20
 VOCABULARY_SIZE = len(SPECIALS) + 2 * NUM_LEMMAS + NUM_ENDINGS
 
@@ -42,59 +38,15 @@ PARALLEL = CorpusInfo(
 )
 MONOLINGUAL = CorpusInfo(parallel=False, languages=PARALLEL.languages, tag_names=PARALLEL.tag_names)
 
-TRAINER: dict[str, Any] = {
-    "max_steps": 20,
-    "max_epochs": None,
-    "batch_tokens": None,
-    "batch_examples": 8,
-    "micro_batch_tokens": None,
-    "max_length": 128,
-    "overlong": "split",
-    "learning_rate": 1e-3,
-    "schedule": "linear",
-    "warmup_ratio": 0.1,
-    "decay_ratio": None,
-    "weight_decay": 0.01,
-    "betas": (0.9, 0.98),
-    "eps": 1e-6,
-    "max_grad_norm": 1.0,
-    "dropout": 0.0,
-    "precision": "float32",
-    "log_every_steps": 1,
-    "checkpoint_every_steps": None,
-    "keep_checkpoints": 2,
-    "num_workers": 0,
-}
-
 
 def node_of(name: str, **settings: Any) -> dict[str, Any]:
     """The YAML of an objective, with some settings replaced."""
     return {**listing.node_of(CONF / f"{name}.yaml"), **settings}
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    words = [*SPECIALS.values(), *(f"w{i}" for i in range(VOCABULARY_SIZE - len(SPECIALS)))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS)
-
-
 def tiny_encoder(seed: int = 0, architecture: str = "bert", hidden_size: int = 32):
-    torch.manual_seed(seed)
-    return Scratch(
-        tiny_tokenizer(),
-        architecture=architecture,
-        num_layers=2,
-        hidden_size=hidden_size,
-        num_heads=4,
-        intermediate_size=2 * hidden_size,
-        max_length=128,
-        initializer_range=0.02,
-        tokenizer=None,
-    ).build()
+    tokenizer = numbered_tokenizer(VOCABULARY_SIZE)
+    return scratch_encoder(tokenizer, max_length=128, seed=seed, architecture=architecture, hidden_size=hidden_size)
 
 
 class TinyRows(RowDataset):

@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from mlmx.errors import UserError
 from mlmx.objectives.objective import Output
 from mlmx.training.parallel import ProcessGroup
 from mlmx.training.trainer import NonFiniteError, Stopped, Trainer
+from tests.tiny import run_two_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -85,11 +83,7 @@ def test_accumulation_gives_the_same_first_gradient(tmp_path, monkeypatch):
 
 def test_two_processes_equal_one(tmp_path):
     train(tmp_path / "one", max_steps=20)
-    program = Path(__file__).with_name("toy_training.py")
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program), str(tmp_path / "two")],
-        check=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
-    )  # fmt: skip
+    run_two_ranks("tests.training.toy_training", tmp_path / "two")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
     assert metrics(tmp_path / "two")[-1]["tokens"] == metrics(tmp_path / "one")[-1]["tokens"]
 

@@ -10,70 +10,28 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from mlmx import keyed
 from mlmx.data.batch import Batch, BatchContext, Collator, packed_batch
 from mlmx.data.rows import RowDataset, TokenRows
-from mlmx.models.load import Scratch
 from mlmx.objectives.objective import Objective, Output
 from mlmx.stage import StageDir
 from mlmx.training.parallel import ProcessGroup, process_group
 from mlmx.training.trainer import Trainer
+from tests.tiny import TRAINER, numbered_tokenizer, scratch_encoder
 
-SPECIALS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 VOCABULARY_SIZE = 64
 
-SETTINGS: dict[str, Any] = {
-    "max_steps": 12,
-    "max_epochs": None,
-    "batch_tokens": None,
-    "batch_examples": 8,
-    "micro_batch_tokens": None,
-    "max_length": 64,
-    "overlong": "split",
-    "learning_rate": 1e-3,
-    "schedule": "linear",
-    "warmup_ratio": 0.1,
-    "decay_ratio": None,
-    "weight_decay": 0.01,
-    "betas": (0.9, 0.98),
-    "eps": 1e-6,
-    "max_grad_norm": 1.0,
-    "dropout": 0.0,
-    "precision": "float32",
-    "log_every_steps": 1,
-    "checkpoint_every_steps": None,
-    "keep_checkpoints": 2,
-    "num_workers": 0,
-}
+SETTINGS = {**TRAINER, "max_steps": 12, "max_length": 64}
 
 
-def toy_tokenizer() -> PreTrainedTokenizerFast:
-    words = [*SPECIALS.values(), *(f"w{i}" for i in range(VOCABULARY_SIZE - len(SPECIALS)))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS)
+def toy_tokenizer():
+    return numbered_tokenizer(VOCABULARY_SIZE)
 
 
 def toy_encoder(architecture: str = "bert"):
-    torch.manual_seed(0)
-    return Scratch(
-        toy_tokenizer(),
-        architecture=architecture,
-        num_layers=2,
-        hidden_size=32,
-        num_heads=4,
-        intermediate_size=64,
-        max_length=64,
-        initializer_range=0.02,
-        tokenizer=None,
-    ).build()
+    return scratch_encoder(toy_tokenizer(), max_length=64, architecture=architecture)
 
 
 class ToyRows(RowDataset):

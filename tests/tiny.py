@@ -1,0 +1,86 @@
+"""Tokenizers, encoders and trainings as small as they can be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from mlmx.models.encoder import Encoder
+from mlmx.models.load import Scratch
+
+ROOT = Path(__file__).parents[1]
+SPECIALS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+
+TRAINER: dict[str, Any] = {
+    "max_steps": 20,
+    "max_epochs": None,
+    "batch_tokens": None,
+    "batch_examples": 8,
+    "micro_batch_tokens": None,
+    "max_length": 128,
+    "overlong": "split",
+    "learning_rate": 1e-3,
+    "schedule": "linear",
+    "warmup_ratio": 0.1,
+    "decay_ratio": None,
+    "weight_decay": 0.01,
+    "betas": (0.9, 0.98),
+    "eps": 1e-6,
+    "max_grad_norm": 1.0,
+    "dropout": 0.0,
+    "precision": "float32",
+    "log_every_steps": 1,
+    "checkpoint_every_steps": None,
+    "keep_checkpoints": 2,
+    "num_workers": 0,
+}
+
+
+def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer with an id per word, after those of the special tokens."""
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*SPECIALS.values(), *words]))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIALS)
+
+
+def numbered_tokenizer(vocabulary_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer with the words w0, w1, ..."""
+    return word_tokenizer(f"w{i}" for i in range(vocabulary_size - len(SPECIALS)))
+
+
+def scratch_encoder(
+    tokenizer: PreTrainedTokenizerFast, *, max_length: int, seed: int = 0, architecture: str = "bert", hidden_size: int = 32
+) -> Encoder:
+    """An encoder of two layers with random weights."""
+    torch.manual_seed(seed)
+    return Scratch(
+        tokenizer,
+        architecture=architecture,
+        num_layers=2,
+        hidden_size=hidden_size,
+        num_heads=4,
+        intermediate_size=2 * hidden_size,
+        max_length=max_length,
+        initializer_range=0.02,
+        tokenizer=None,
+    ).build()
+
+
+def run_two_ranks(module: str, folder: Path) -> None:
+    """Run a module of these tests as two ranks of one training."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", module, str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, timeout=240, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
