@@ -170,5 +170,5 @@ def test_settings_are_checked_before_anything_runs(tmp_path, monkeypatch):
     assert {"objective._target_", "corpus._target_", "trainer._target_", "model._target_", "task.bitext._target_"} <= places
     assert not (tmp_path / "outputs" / "stages").exists()
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match="objective._target_"):
+    with pytest.raises(UserError, match=r"objective\._target_"):
         chain.plan(frozen(tmp_path / "outputs"))
