@@ -123,6 +123,10 @@ class _Annotation:
             counter = self.counts.setdefault((layer, language), Counter())
             counter.update({i: int(total) for i, total in enumerate(totals) if total})
 
+    def _is_filled(self, layer: str) -> bool:
+        counters = [self.counts[layer, language] for language in self.store.languages]
+        return any(counter.total() > counter[0] for counter in counters)
+
     def meta(self) -> dict[str, Any]:
         by_layer = {}
         for layer, names in self.names.items():
@@ -134,7 +138,7 @@ class _Annotation:
                 }
                 for language in self.store.languages
             }
-        if not any(counter.total() > counter[0] for counter in self.counts.values()):
+        if not any(map(self._is_filled, self.names)):
             layers = " and ".join(self.annotator.layers)
             message = (
                 f"gave no word a tag ({layers}); does it fit the corpus and its languages ({', '.join(self.store.languages)})?"
@@ -143,7 +147,8 @@ class _Annotation:
         return {
             "format": FORMAT,
             "num_words": self.store.num_words,
-            "tag_names": {layer: list(names) for layer, names in self.names.items()},
+            # A layer that no word has (the entities of most treebanks) is as good as none.
+            "tag_names": {layer: list(names) if self._is_filled(layer) else [""] for layer, names in self.names.items()},
             "by_layer": by_layer,
             "dtypes": self.writer.dtypes,
         }

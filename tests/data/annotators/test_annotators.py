@@ -200,6 +200,12 @@ def test_adjacent_entities_and_plain_tags_begin_where_they_should(tmp_path: Path
     assert starts == [1, 1, 0, 0, 1, 1, 1, 0, 1, 0, 1, 0]
 
 
+def test_a_layer_that_the_corpus_lacks_has_no_classes(tmp_path: Path) -> None:
+    store = stored(tmp_path, Segment("one", "en", [(0, 3)], {"pos": ["NUM"]}))
+    annotate_store(store, annotator("gold"), tmp_path / "tags")
+    assert store.with_annotations(tmp_path / "tags").info.tag_names == {"pos": ("", "NUM"), "entity": ("",)}
+
+
 def test_a_corpus_without_any_tag_is_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gave no word a tag"):
         annotate_store(stored(tmp_path, Segment("one", "en")), annotator("gold"), tmp_path / "tags")
