@@ -25,6 +25,7 @@ from mlmx.stage import DRIVER_VARIABLE, StageDir, user_error_from_json
 WORKER = "mlmx.training.worker"
 """The module that carries out a stage; named, never imported."""
 
+_TORCHRUN = "mlmx.training.torchrun"
 _WATCH = "mlmx.training.deathwatch"
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 10.0
@@ -148,7 +149,7 @@ def _command(stage: StageDir, parallel: Mapping[str, Any], num_processes: int, w
     if num_processes == 1:
         return [sys.executable, *program]
     return [
-        *[sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"],
+        *[sys.executable, "-m", _TORCHRUN, "--standalone", f"--nproc-per-node={num_processes}"],
         *[f"--max-restarts={parallel.get('max_restarts', 0)}", *program],
     ]
 

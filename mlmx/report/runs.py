@@ -121,8 +121,10 @@ def _score(record: Mapping[str, Any]) -> RunScore:
 
 def _one_line(error: object) -> str:
     if isinstance(error, Mapping):
-        problems = "; ".join(f"{problem['where']}: {problem['message']}" for problem in error.get("problems", []))
-        error = error.get("message") or problems
+        if problems := error.get("problems"):
+            # What is wrong stands in the first line of a problem, and in the last one of a traceback.
+            return "; ".join(f"{problem['where']}: {problem['message']}".partition("\n")[0] for problem in problems)
+        error = error.get("message")
     lines = str(error).strip().splitlines() if error else []
     return lines[-1] if lines else ""
 

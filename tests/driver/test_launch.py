@@ -128,12 +128,22 @@ def test_main_process_of_a_parallel_sweep_killed_outright(tmp_path):
 def test_torchrun_agent_killed_outright(start, tmp_path):
     driver, _ = start(num_processes=2)
     processes = workers(tmp_path / "outputs")
-    agent = next(process for process in processes if "torch.distributed.run" in process.cmdline())
+    agent = next(process for process in processes if "mlmx.training.torchrun" in process.cmdline())
     assert len(processes) == 3
     agent.kill()
     assert driver.wait(2 * PROMPT_SECONDS) == 1
     assert not workers(tmp_path / "outputs")
     assert "exit code -9" in (tmp_path / "driver.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_mistake_of_the_user_is_told_without_the_traceback_of_torchrun(tmp_path):
+    config = frozen(tmp_path / "outputs", stages__pretrain__objective__behaviour="user_error", parallel__num_processes=2)
+    done = subprocess.run(driver_command(config, tmp_path / "run"), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "objective.mask_ratio: is nonsense." in done.stderr
+    (log,) = (tmp_path / "outputs").glob("stages/pretrain-*/log.txt")
+    assert "fake worker 0 at work" in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.slow

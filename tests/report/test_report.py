@@ -157,6 +157,15 @@ def test_repeated_runs_count_once_and_failures_are_listed(outputs):
     assert "| objective=tlm | 0 | missing |" in (outputs.folder / "report" / "results.md").read_text()
 
 
+def test_a_mistake_of_several_lines_is_named_by_its_setting(outputs):
+    outputs.run("mlm", 0, 0.2)
+    outputs.run("tlm", 0, None, status="failed")
+    path = max((outputs.folder / "runs").glob("*/summary.json"))
+    error = {"problems": [{"where": "annotator.path", "message": "x cannot be loaded: so\nand so", "nearest": None}]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"error": error}))
+    assert "(seed 0) failed: annotator.path: x cannot be loaded: so\n" in outputs.report()
+
+
 def test_the_same_settings_with_other_data_are_pointed_out(outputs):
     outputs.run("mlm", 0, 0.2, stage="eval-bitext-aaaa")
     outputs.run("mlm", 0, 0.6, stage="eval-bitext-bbbb")
