@@ -1,0 +1,113 @@
+"""Mask and batch the same lines with mlmx and with Transformers' collator, in turn, on one core, and print the ratios.
+
+    python scripts/bench_collate.py
+
+Batches of 32 lines. Transformers' collators pad to the longest row of the batch (``mlm``) or, as the whole-word one asks for, to
+the maximum. Tokens are real ones, without padding. What is timed is the collator and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import synthetic
+import torch
+import transformers
+
+from mlmx import keyed
+from mlmx.build import build
+from mlmx.data.batch import BatchContext, Collator
+
+_VOCAB_SIZE = 30_522
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lines", type=int, default=32, help="of a batch")
+    parser.add_argument("--batches", type=int, default=200, help="of a turn of mlmx; a tenth of it of the others")
+    parser.add_argument("--turns", type=int, default=5)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = synthetic.Lines(given.lines * given.batches, vocab_size=_VOCAB_SIZE)
+    words = synthetic.tokenizer(_VOCAB_SIZE)
+    encoder = synthetic.encoder(words, num_layers=1, hidden_size=64, num_heads=1)
+    # Made ahead, as a loader has them.
+    batches = np.array_split(np.arange(len(lines)), given.batches)
+    taken = [(lines.take(rows), keyed.row_keys(seed=0, epoch=np.zeros(len(rows), np.int64), row_ids=rows)) for rows in batches]
+    features = [[lines.features(row) for row in rows] for rows in batches[: given.batches // 10]]
+    padded = [[_padded(line) for line in batch] for batch in features]
+    plain = transformers.DataCollatorForLanguageModeling(words, mlm_probability=0.15)
+    whole = transformers.DataCollatorForLanguageModeling(words, mlm_probability=0.15, whole_word_mask=True)
+    theirs: dict[str, Callable[[], int]] = {
+        "mlm": lambda: sum(_collate(plain, [_without_offsets(line) for line in batch]) for batch in features),
+        "whole_word": lambda: sum(_collate(whole, batch) for batch in padded),
+    }
+    speeds: dict[str, list[float]] = {}
+    ours = {name: _collator(name, encoder) for name in ("mlm", "whole_word", "lem_mono")}
+    for _ in range(given.turns):
+        for name, run in theirs.items():
+            speeds.setdefault(f"transformers {name}", []).append(_speed(run))
+        for name, collator in ours.items():
+            speeds.setdefault(f"mlmx {name}", []).append(_speed(lambda collator=collator: _run(collator, taken)))  # type: ignore[misc]
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"batches of {given.lines} lines of {lines.lengths.mean():.1f} tokens on average, one thread, {versions}\n")
+    print("| | tokens/s (median) | against Transformers |\n|---|---|---|")
+    for name, values in speeds.items():
+        reference = speeds["transformers mlm" if name.endswith(" mlm") else "transformers whole_word"]
+        ratio = f"**{statistics.median(values) / statistics.median(reference):.1f}**" if name.startswith("mlmx") else ""
+        print(f"| {name} | {statistics.median(values):,.0f} | {ratio} |")
+
+
+def _collator(name: str, encoder: Any) -> Collator:
+    if name == "lem_mono":
+        settings = {**synthetic.node("objective", "lem"), **synthetic.node("objective", name)}
+    else:
+        settings = synthetic.node("objective", name)
+    settings.pop("defaults", None)
+    collator: Collator = build(settings, encoder, synthetic.CORPUS).collator()
+    return collator
+
+
+def _run(collator: Collator, taken: list[Any]) -> int:
+    return sum(collator(rows, BatchContext(keys=keys)).num_tokens for rows, keys in taken)
+
+
+def _collate(collator: Any, batch: list[dict[str, Any]]) -> int:
+    # A collator consumes its features.
+    made = collator([dict(line) for line in batch])
+    return int(made["attention_mask"].sum()) if "attention_mask" in made else sum(len(line["input_ids"]) for line in batch)
+
+
+def _without_offsets(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key != "offset_mapping"}
+
+
+def _padded(line: dict[str, Any]) -> dict[str, Any]:
+    size = len(line["input_ids"])
+    missing = synthetic.MAX_LENGTH - size
+    return {
+        "input_ids": line["input_ids"] + [0] * missing,
+        "special_tokens_mask": line["special_tokens_mask"] + [1] * missing,
+        "offset_mapping": line["offset_mapping"] + [[0, 0]] * missing,
+        "attention_mask": [1] * size + [0] * missing,
+    }
+
+
+def _speed(run: Callable[[], int]) -> float:
+    began = time.process_time()  # One thread: what other processes take does not count.
+    tokens = run()
+    return tokens / (time.process_time() - began)
+
+
+if __name__ == "__main__":
+    main()

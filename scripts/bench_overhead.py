@@ -1,0 +1,86 @@
+"""Train with mlmx's trainer and with a bare loop over the same batches, in turn, and print the trainer's overhead.
+
+    python scripts/bench_overhead.py
+
+The bare loop does forward, backward and the optimiser step and nothing else: its batches are made beforehand, nothing is clipped,
+checked or logged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import synthetic
+import torch
+import transformers
+
+from mlmx.build import build
+from mlmx.objectives.objective import Objective
+from mlmx.stage import StageDir
+from mlmx.training.loader import StepBatches
+from mlmx.training.parallel import ProcessGroup
+from mlmx.training.totals import weighted_loss
+from mlmx.training.trainer import Trainer
+
+_VOCAB_SIZE = 30_522
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-layers", type=int, default=6)
+    parser.add_argument("--hidden-size", type=int, default=384)
+    parser.add_argument("--lines", type=int, default=32, help="of a batch")
+    parser.add_argument("--steps", type=int, default=15, help="of a turn")
+    parser.add_argument("--turns", type=int, default=3)
+    given = parser.parse_args()
+    lines = synthetic.Lines(4000, vocab_size=_VOCAB_SIZE)
+    words = synthetic.tokenizer(_VOCAB_SIZE)
+    sizes = {"num_layers": given.num_layers, "hidden_size": given.hidden_size, "num_heads": given.hidden_size // 64}
+    settings = {"max_steps": given.steps, "batch_tokens": None, "batch_examples": given.lines, "checkpoint_every_steps": None}
+    trainer = build(synthetic.node("trainer", "pretrain", **settings))
+    seconds: dict[str, list[float]] = {"bare loop": [], "mlmx": []}
+    for _ in range(given.turns):
+        for name, run in (("bare loop", _bare), ("mlmx", _trained)):
+            objective = build(synthetic.node("objective", "mlm"), synthetic.encoder(words, **sizes), synthetic.CORPUS)
+            seconds[name].append(run(trainer, objective, lines) / given.steps)
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    print(
+        f"{given.num_layers} layers of width {given.hidden_size}, vocabulary {_VOCAB_SIZE:,}, {given.lines} lines a batch, "
+        f"{torch.get_num_threads()} threads, {versions}\n"
+    )
+    print("| | ms per step, each turn |\n|---|---|")
+    for name, values in seconds.items():
+        print(f"| {name} | {', '.join(f'{1000 * value:.1f}' for value in values)} |")
+    # Of neighbouring turns, so that a machine that slows down slows both.
+    ratios = [ours / theirs - 1 for ours, theirs in zip(seconds["mlmx"], seconds["bare loop"], strict=True)]
+    print(f"| overhead | **{100 * statistics.median(ratios):.1f}%** (median of the turns) |")
+
+
+def _trained(trainer: Trainer, objective: Objective, lines: synthetic.Lines) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        trainer.fit(objective, lines, StageDir(Path(folder)), seed=0, processes=ProcessGroup())
+        return time.perf_counter() - began
+
+
+def _bare(trainer: Trainer, objective: Objective, lines: synthetic.Lines) -> float:
+    run = trainer._start(objective, lines, 0, ProcessGroup())
+    batches: StepBatches = run.batches
+    made = [batches[step] for step in range(run.plan.num_steps)]
+    began = time.perf_counter()
+    for micro_batches in made:
+        run.optimizer.zero_grad(set_to_none=True)
+        for batch in micro_batches:
+            weighted_loss(objective(batch).terms, objective.weights, batch.counts).backward()  # type: ignore[no-untyped-call]
+        run.optimizer.step()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
