@@ -7,6 +7,9 @@ never reach the constructor:
 ``_version_``    part of the fingerprint; raised when the component's numbers change.
 ``_inputs_``     settings that name files or folders (or a hub repository): their content is hashed, not their path.
 ``_no_effect_``  settings without effect on results, left out of the fingerprint.
+
+Settings that contradict each other are told before anything starts. A constructor without runtime objects tells them itself; a
+class that needs some, such as an objective, may have a static method ``check_settings`` that takes the settings and tells.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -46,9 +51,9 @@ _KINDS = {
     "task": "mlmx.tasks.task.Task",
 }
 
-# Slots whose constructors only take their settings down, so that building one is a way to find settings that contradict each other.
-# The others need an encoder, or load a tagger.
-_DESCRIBED = ("model", "tokenizer", "corpus", "corpora", "trainer", "task")
+# Slots whose constructors take their settings down and read no more than dictionaries, so that building one is a way to find
+# settings that contradict each other. An objective's needs an encoder.
+_DESCRIBED = ("model", "tokenizer", "corpus", "corpora", "annotator", "trainer", "task")
 
 # What YAML has besides components.
 _PLAIN = (str, int, float, list, dict, type(None))
@@ -108,13 +113,18 @@ def problems_of(node: Mapping[str, Any], where: str, slot: str | None = None) ->
         for place, inner in _nested_nodes(settings[name], f"{where}.{name}"):
             problems += problems_of(inner, place)
         problems += _value_problems(target, parameter, settings[name], f"{where}.{name}")
-    if not problems and slot in _DESCRIBED:
-        try:
+    if problems:
+        return problems
+    try:
+        if slot in _DESCRIBED:
             # A model's tokenizer is not there yet.
             _build(node, [None] * _num_runtime_objects(target), where)
-        except UserError as error:
-            return list(error.problems)
-    return problems
+        elif (check := getattr(target, "check_settings", None)) is not None:
+            with _placed(where, parameters):
+                check(**_arguments(node, target, where))
+    except UserError as error:
+        return list(error.problems)
+    return []
 
 
 def build(node: Mapping[str, Any], *runtime: object, where: str = "config") -> Any:
@@ -136,6 +146,13 @@ def build(node: Mapping[str, Any], *runtime: object, where: str = "config") -> A
 
 def _build(node: Mapping[str, Any], runtime: Sequence[object], where: str) -> Any:
     target = _target(node["_target_"], where)
+    arguments = _arguments(node, target, where)
+    with _placed(where, _settings_parameters(target)):
+        return target(*runtime, **arguments)
+
+
+def _arguments(node: Mapping[str, Any], target: Callable[..., Any], where: str) -> dict[str, Any]:
+    """Return a node's settings as the types of the constructor."""
     parameters = _settings_parameters(target)
     arguments = {}
     for name, value in settings_of(node).items():
@@ -143,14 +160,22 @@ def _build(node: Mapping[str, Any], runtime: Sequence[object], where: str) -> An
             arguments[name] = _build_nested(value, f"{where}.{name}")
         else:
             arguments[name] = _adapter(target, parameters[name]).validate_json(json.dumps(value), strict=True)
+    return arguments
+
+
+@contextmanager
+def _placed(where: str, parameters: Mapping[str, Any]) -> Iterator[None]:
+    """Name settings by their place in the config in what is raised."""
     try:
-        return target(*runtime, **arguments)
+        yield
     except UserError as error:
         raise UserError([_in_place(problem, where, parameters) for problem in error.problems]) from error
 
 
 def _in_place(problem: Problem, where: str, parameters: Mapping[str, Any]) -> Problem:
     """Name a setting by its place in the config, where the constructor knows it by the component's kind: ``corpus.path``."""
+    if Path(problem.where).is_absolute():
+        return problem  # a file, whose name may hold anything
     parts = problem.where.split(".")
     for i, part in enumerate(parts[1:], start=1):
         if part.partition("[")[0] in parameters:

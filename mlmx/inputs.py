@@ -39,8 +39,8 @@ def _absolute(value: Any, *, hub: bool) -> Any:
         return [_absolute(inner, hub=hub) for inner in value]
     if isinstance(value, Mapping):
         return {key: _absolute(inner, hub=hub) for key, inner in value.items()}
-    if not isinstance(value, str) or value == MISSING:
-        return value
+    if not isinstance(value, str) or value in (MISSING, ""):
+        return value  # an empty path would become the current folder
     path = str(Path(value).expanduser().absolute())
     return path if _found(path) or not hub else value
 
@@ -48,12 +48,19 @@ def _absolute(value: Any, *, hub: bool) -> Any:
 def path_problems(node: Mapping[str, Any], where: str) -> Iterator[Problem]:
     """Yield the files and folders that a component's settings name and that do not exist."""
     for place, setting, inner in input_settings(node, where):
-        if "revision" in inner:
-            continue
-        values = inner.get(setting)
-        for value in values if isinstance(values, list) else values.values() if isinstance(values, Mapping) else [values]:
-            if isinstance(value, str) and value != MISSING and not _found(value):
+        for value in _strings(inner.get(setting)):
+            if not value:
+                yield Problem(place, "is empty: the path of a file or folder is needed.")
+            elif "revision" not in inner and value != MISSING and not _found(value):
                 yield Problem(place, f"there is no such file or folder: {value}", _nearest_path(value))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | Mapping):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(inner)
 
 
 def _nearest_path(value: str) -> str | None:

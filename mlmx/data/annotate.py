@@ -39,6 +39,7 @@ def annotate_store(store: TokenStore, annotator: Annotator, folder: Path, *, sho
         UserError: if no word at all is annotated.
     """
     meta: dict[str, Any] = {}
+    annotator.load()
 
     def write(partial: Path) -> None:
         with ArrayWriter(partial) as writer:

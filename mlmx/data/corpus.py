@@ -5,9 +5,12 @@ A corpus yields examples one by one, so that memory stays flat however large it 
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from mlmx.errors import user_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +75,24 @@ class Annotator(ABC):
 
     layers: tuple[str, ...]
 
+    def load(self) -> None:  # noqa: B027 - most have nothing to load
+        """Load the taggers that it needs; called once, before it annotates."""
+
     @abstractmethod
     def annotate(self, segments: Sequence[Segment]) -> list[Annotation]:
         """Annotate a batch of segments."""
+
+
+def require_package(name: str) -> None:
+    """Refuse an annotator whose package is not installed.
+
+    Raises:
+        UserError: that says how to install it.
+    """
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise user_error("annotator", f"{name} is not installed; install it with: pip install 'mlmx[{name}]'.") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,11 +99,10 @@ class LinguisticEntityMasking(MaskedObjective):
             view: a row is a ``segment``, a ``pair``, or what the ``corpus`` has: pairs where it is parallel.
             position_reset: whether positions start at 0 again with the second side of a pair; rows with one side are as they are.
         """
-        if fill == "none" and parity == "released_code":
-            raise user_error("objective.parity", "'released_code' concerns the backfill and has no effect with fill=none.")
-        if order == "by_type" and len(types) == 1:
-            raise user_error("objective.order", "'by_type' has no effect with a single type.")
+        self.check_settings(types=types, rule=rule, order=order, fill=fill, parity=parity)
         known = unit_types(types, corpus)
+        if rule == "span" and not any(kind.layer == "entity" and kind.cap_ratio > 0 for kind in known):
+            raise user_error("objective.rule", "'span' has no effect where no word is an entity of the types.")
         if rule == "span" and not any(kind.layer == "entity" and kind.cap_ratio > 0 for kind in known):
             raise user_error("objective.rule", "'span' has no effect without a type of layer 'entity'.")
         policy = EntitiesFirst(known, mask_ratio, count_specials, rule, order, fill, parity)
@@ -116,6 +115,27 @@ class LinguisticEntityMasking(MaskedObjective):
             marked_tags=marked_classes(known),
         )
         super().__init__(encoder, collator)
+
+    @staticmethod
+    def check_settings(*, types: tuple[EntityType, ...], rule: str, order: str, fill: str, parity: str, **_: object) -> None:
+        """Refuse settings without effect beside the others.
+
+        Raises:
+            UserError: with each of them.
+        """
+        problems = []
+        if fill == "none" and parity == "released_code":
+            message = "'released_code' concerns the backfill and has no effect with fill=none."
+            problems.append(Problem("objective.parity", message))
+        if order == "by_type" and len(types) == 1:
+            problems.append(Problem("objective.order", "'by_type' has no effect with a single type."))
+        kept = {kind.layer for kind in types if kind.cap_ratio > 0}
+        if not kept:
+            problems.append(Problem("objective.types", "no type is left: all caps are 0."))
+        elif rule == "span" and "entity" not in kept:
+            problems.append(Problem("objective.rule", "'span' has no effect without a type of layer 'entity'."))
+        if problems:
+            raise UserError(problems)
 
 
 def unit_types(types: tuple[EntityType, ...], corpus: CorpusInfo) -> tuple[UnitType, ...]:

@@ -102,6 +102,9 @@ def test_settings_without_effect_are_refused(settings, where):
     with pytest.raises(UserError, match="no effect") as caught:
         make_objective("lem", **settings)
     assert caught.value.problems[0].where == where
+    # Also before there is an encoder.
+    (problem,) = problems_of(node_of("lem", **settings), "stages.para.objective", "objective")
+    assert problem.where == where.replace("objective", "stages.para.objective")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,10 @@ class CombinedAnnotator(Annotator):
         filled = {layer for part in self.parts for layer in part.get("layers") or part["annotator"].layers}
         self.layers = tuple(layer for layer in ("pos", "entity") if layer in filled)
 
+    def load(self) -> None:
+        for part in self.parts:
+            part["annotator"].load()
+
     def annotate(self, segments: Sequence[Segment]) -> list[Annotation]:
         words = [split_words(segment.text) if segment.words is None else segment.words for segment in segments]
         merged: list[dict[str, list[str | None]]] = [{layer: [None] * len(spans) for layer in self.layers} for spans in words]

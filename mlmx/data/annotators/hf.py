@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -43,30 +43,34 @@ class HuggingFaceAnnotator(Annotator):
         batch_tokens: Positive,
         trust_remote_code: bool,
     ) -> None:
+        self.layers = (layer,)
+        self.path = path
+        self.tag_map = tag_map
+        self.max_length = max_length
+        self.batch_tokens = batch_tokens
+        self._loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+
+    def load(self) -> None:
         import torch
         from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-        self.layers = (layer,)
-        self.max_length = max_length
-        self.batch_tokens = batch_tokens
-        folder = encoder_folder(path)
+        folder = encoder_folder(self.path)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
-            model, loading = AutoModelForTokenClassification.from_pretrained(
-                folder, revision=revision, trust_remote_code=trust_remote_code, output_loading_info=True
-            )
-        except (OSError, ValueError) as error:
-            raise user_error("annotator.path", f"{path} cannot be loaded as a token classifier: {error}") from error
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, **self._loading)
+            model, loading = AutoModelForTokenClassification.from_pretrained(folder, output_loading_info=True, **self._loading)
+        except (OSError, ValueError, RuntimeError) as error:
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise user_error("annotator.path", f"{self.path} cannot be loaded as a token classifier: {first_line}") from error
         if missing := sorted(loading["missing_keys"]):
             # Transformers would tag with a head of random numbers.
             raise user_error(
-                "annotator.path", f"{path} is no trained token classifier: it has no weights for {', '.join(missing)}."
+                "annotator.path", f"{self.path} is no trained token classifier: it has no weights for {', '.join(missing)}."
             )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device).eval()
         self.vocabulary = Vocabulary.from_tokenizer(self.tokenizer)
         labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
-        self.tags = [mapped_tag(label, tag_map) for label in labels]
+        self.tags = [mapped_tag(label, self.tag_map) for label in labels]
 
     def annotate(self, segments: Sequence[Segment]) -> list[Annotation]:
         spans = [split_words(segment.text) if segment.words is None else segment.words for segment in segments]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlmx.build import Positive
-from mlmx.data.corpus import Annotation, Annotator, Segment
+from mlmx.data.corpus import Annotation, Annotator, Segment, require_package
 from mlmx.errors import user_error
 
 
@@ -19,16 +19,18 @@ class SpacyAnnotator(Annotator):
     """
 
     def __init__(self, *, pipelines: dict[str, str], batch_size: Positive) -> None:
-        try:
-            import spacy
-        except ImportError as error:
-            raise user_error("annotator", "spacy is not installed; install it with: pip install 'mlmx[spacy]'.") from error
+        require_package("spacy")
         if not pipelines:
             raise user_error("annotator.pipelines", "names no pipeline: pipelines={<language>: <pipeline>}.")
         self.layers = ("pos", "entity")
         self.batch_size = batch_size
+        self.names = pipelines
+
+    def load(self) -> None:
+        import spacy
+
         self.pipelines = {}
-        for language, name in pipelines.items():
+        for language, name in self.names.items():
             try:
                 self.pipelines[language] = spacy.load(name)
             except OSError as error:

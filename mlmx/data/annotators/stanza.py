@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlmx.build import Positive
-from mlmx.data.corpus import Annotation, Annotator, Segment
+from mlmx.data.corpus import Annotation, Annotator, Segment, require_package
 from mlmx.errors import user_error
 
 # Stanza's entity tags: begin, inside, end, single.
@@ -23,20 +23,23 @@ class StanzaAnnotator(Annotator):
     """
 
     def __init__(self, *, languages: list[str], processors: str, batch_size: Positive) -> None:
-        try:
-            import stanza
-        except ImportError as error:
-            raise user_error("annotator", "stanza is not installed; install it with: pip install 'mlmx[stanza]'.") from error
+        require_package("stanza")
         names = processors.replace(" ", "").split(",")
         self.layers = tuple(layer for layer, processor in (("pos", "pos"), ("entity", "ner")) if processor in names)
         if not languages or not self.layers:
             raise user_error("annotator", "needs languages, and pos or ner among its processors.")
         self.batch_size = batch_size
+        self.languages = languages
+        self.processors = ",".join(names)
+
+    def load(self) -> None:
+        import stanza
+
         self.pipelines = {}
-        for language in languages:
+        for language in self.languages:
             try:
                 self.pipelines[language] = stanza.Pipeline(
-                    language, processors=",".join(names), download_method=None, logging_level="ERROR"
+                    language, processors=self.processors, download_method=None, logging_level="ERROR"
                 )
             except Exception as error:  # Stanza raises errors of many classes for a model that is missing.
                 command = f"python -c 'import stanza; stanza.download(\"{language}\")'"

@@ -21,6 +21,7 @@ from mlmx.data.store import TokenStore
 from mlmx.data.vocabulary import Vocabulary
 from mlmx.data.words import align, mapped_tag, split_words
 from mlmx.errors import UserError
+from mlmx.inputs import path_problems, resolve_paths
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sample import ListCorpus, tokenizer
@@ -34,7 +35,9 @@ def node(kind: str, **settings: Any) -> dict[str, Any]:
 
 
 def annotator(kind: str, **settings: Any) -> Annotator:
-    return build(node(kind, **settings), where="annotator")
+    found: Annotator = build(node(kind, **settings), where="annotator")
+    found.load()
+    return found
 
 
 def tagged(found: Annotator, text: str, language: str = "en") -> dict[str, list[tuple[str, str | None]]]:
@@ -257,8 +260,13 @@ def test_a_model_without_a_trained_head_is_refused(tmp_path: Path) -> None:
     base.save_pretrained(tmp_path / "tagger")
     with pytest.raises(UserError, match="is no trained token classifier"):
         annotator("hf", path=str(tmp_path / "tagger"))
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
         annotator("hf", path=str(tmp_path / "nothing"))
+    assert len(str(caught.value).splitlines()) == 1
+    (tmp_path / "tagger" / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        annotator("hf", path=str(tmp_path / "tagger"))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(("kind", "settings"), [("spacy", {"pipelines": {"en": "x"}}), ("stanza", {"languages": ["en"]})])
@@ -266,6 +274,30 @@ def test_extras_say_how_to_install_them(monkeypatch: pytest.MonkeyPatch, kind: s
     monkeypatch.setitem(sys.modules, kind, None)
     with pytest.raises(UserError, match=rf"pip install 'mlmx\[{kind}\]'"):
         annotator(kind, **settings)
+
+
+def test_mistakes_of_an_annotator_are_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    (problem,) = problems_of(node("spacy", pipelines={"en": "x"}), "stages.para.annotator", "annotator")
+    assert "pip install 'mlmx[spacy]'" in str(problem)
+    broken = tmp_path / "en.paths.tsv"
+    broken.write_text("word\ttag\nalone\n")
+    (problem,) = problems_of(node("dictionary", paths={"en": str(broken)}), "stages.para.annotator", "annotator")
+    assert problem.where == f"{broken}:2"
+    broken.write_text("Colombo\n")
+    parts = {"names": {"annotator": node("gazetteer", paths={"en": str(broken)}), "layers": ["pos"]}}
+    (problem,) = problems_of(node("combined", parts=parts), "stages.para.annotator", "annotator")
+    assert problem.where == "stages.para.annotator.parts.names.layers"
+    # A tagger is loaded by the stage that needs it.
+    assert problems_of(node("hf", path=str(tmp_path)), "annotator", "annotator") == []
+
+
+@pytest.mark.parametrize(
+    "given", [node("hf", path=""), node("dictionary", paths={"en": ""}), node("gazetteer", paths={"en": ["", "there.txt"]})]
+)
+def test_an_empty_path_is_no_folder(given: dict[str, Any]) -> None:
+    resolve_paths({"annotator": given})
+    assert any("is empty" in str(problem) for problem in path_problems(given, "annotator"))
 
 
 def test_spacy_documents_become_annotations(monkeypatch: pytest.MonkeyPatch) -> None:
