@@ -58,6 +58,8 @@ class ConllUCorpus(Corpus):
                 raise user_error(where, f"{number!r} is no word's number (1, 1-2 or 1.1), so this is no CoNLL-U.")
             if "." in number:
                 continue
+            if not form.strip():
+                raise user_error(where, "the word has no FORM (second column).")
             features = dict(item.partition("=")[::2] for item in misc.split("|"))
             if "-" in number:
                 covered_until = int(number.split("-")[1])

@@ -158,6 +158,12 @@ def test_conllu_with_missing_columns(tmp_path: Path) -> None:
         texts(corpus("conllu", path=str(tmp_path / "a.conllu")))
 
 
+def test_conllu_with_an_empty_form(tmp_path: Path) -> None:
+    (tmp_path / "a.conllu").write_text("1\tEr" + "\t_" * 8 + "\n2\t" + "\t_" * 8 + "\n\n")
+    with pytest.raises(UserError, match=r"a\.conllu:2: the word has no FORM"):
+        texts(corpus("conllu", path=str(tmp_path / "a.conllu")))
+
+
 def test_other_columns_are_no_conllu(tmp_path: Path) -> None:
     (tmp_path / "a.conllu").write_text("\t".join(["Er", *"_________"]) + "\n\n")
     with pytest.raises(UserError, match=r"a\.conllu:1: 'Er' is no word's number"):
