@@ -24,6 +24,33 @@ def differences(configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, s
     return [{key: texts[key][i] for key in keys if i in texts[key]} for i in range(len(configurations))]
 
 
+def naming(settings: Sequence[Mapping[str, str]]) -> tuple[list[str], dict[str, str]]:
+    """Choose from the settings in which configurations differ those that name them.
+
+    A setting that always goes with another one (``mono.objective`` where each ``para.objective`` has its own) says nothing more.
+    Objectives are kept rather than other settings, later stages rather than earlier ones, and tasks last of all.
+
+    Returns:
+        The settings that name, and each of the others -> the setting that it goes with.
+    """
+    keys = list(dict.fromkeys(key for one in settings for key in one))
+    goes_with: dict[str, str] = {}
+    for key in sorted(keys, key=lambda key: (key.partition(".")[0] != "task", "objective" in key.split(".")[-1])):
+        for other in reversed(keys):
+            if other != key and other not in goes_with and _determines(other, key, settings):
+                goes_with[key] = other
+                break
+    for key in goes_with:
+        while goes_with[key] in goes_with:  # what it goes with was itself left out later
+            goes_with[key] = goes_with[goes_with[key]]
+    return [key for key in keys if key not in goes_with], goes_with
+
+
+def _determines(key: str, other: str, settings: Sequence[Mapping[str, str]]) -> bool:
+    pairs = {(one.get(key), one.get(other)) for one in settings}
+    return len(pairs) == len({value for value, _ in pairs})
+
+
 def flat(configuration: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return every setting of a configuration, dotted key -> value; a component's own value is its option's name."""
     settings: dict[str, str] = {}

@@ -201,10 +201,12 @@ def _seed_notes(rows: Sequence[Row]) -> list[str]:
     none = [row.label for row in rows if len(row.seeds) < MIN_SEEDS]
     few = [row.label for row in rows if MIN_SEEDS <= len(row.seeds) < FEW_SEEDS]
     notes = []
-    if none:
-        notes.append(f"Fewer than {MIN_SEEDS} seeds, so no interval over seeds: {'; '.join(none)}.")
-    if few:
-        notes.append(f"Fewer than {FEW_SEEDS} seeds, so the intervals are rough: {'; '.join(few)}.")
+    for labels, told in (
+        (none, f"Fewer than {MIN_SEEDS} seeds, so no interval over seeds"),
+        (few, f"Fewer than {FEW_SEEDS} seeds, so the intervals are rough"),
+    ):
+        if labels:
+            notes.append(f"{told}." if len(labels) == len(rows) else f"{told}: {'; '.join(labels)}.")
     return notes
 
 
@@ -220,8 +222,12 @@ def _baseline_notes(rows: Sequence[Row], baseline: str | None, baselines: Mappin
 
 def _failure_notes(runs: Sequence[Run]) -> list[str]:
     finished = {(canonical(run.settings), canonical(run.tasks), run.seed) for run in runs if run.status == "finished"}
-    return [
-        f"{run.folder} (seed {run.seed}) {run.status}{': ' + run.error if run.error else ''}"
-        for run in runs
-        if run.status != "finished" and (canonical(run.settings), canonical(run.tasks), run.seed) not in finished
-    ]
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.status != "finished" and (canonical(run.settings), canonical(run.tasks), run.seed) not in finished:
+            alike.setdefault(f"{run.status}{': ' + run.error if run.error else ''}", []).append(run)
+    notes = []
+    for told, found in alike.items():
+        number, which = ("1 run", "") if len(found) == 1 else (f"{len(found)} runs", "the last is ")
+        notes.append(f"{number} {told} ({which}{found[-1].folder}, seed {found[-1].seed})")
+    return notes

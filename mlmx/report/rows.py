@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlmx.errors import nearest, user_error
-from mlmx.report.labels import differences, flat, shortened
+from mlmx.report.labels import differences, flat, naming, shortened
 from mlmx.report.runs import Run, RunScore, ScoreKey, canonical
 
 
@@ -20,6 +20,7 @@ class Row:
         cells: score -> seed -> the score; of repeated runs the newest.
         tasks: the tasks that its runs were to be judged by.
         different: the settings in which it differs from other rows, key -> value.
+        shown: those of them that name it: without the ones that always go with another.
         label: the same as one text.
     """
 
@@ -27,6 +28,7 @@ class Row:
     cells: dict[ScoreKey, dict[int, RunScore]] = field(default_factory=dict)
     tasks: set[str] = field(default_factory=set)
     different: dict[str, str] = field(default_factory=dict)
+    shown: dict[str, str] = field(default_factory=dict)
     label: str = ""
 
     @property
@@ -78,8 +80,10 @@ def group(runs: Sequence[Run]) -> Grouped:
             scores[run.seed] = score
     if repeated:
         notes.insert(0, f"{len(repeated)} runs repeat a configuration and seed; each counts once, the newest.")
-    _name(list(rows.values()))
-    return Grouped(list(rows.values()), list(dict.fromkeys(notes)))
+    # A configuration of which no run came to a score would only make the names of the others longer.
+    scored = [row for row in rows.values() if row.cells]
+    notes += _name(scored)
+    return Grouped(scored, list(dict.fromkeys(notes)))
 
 
 def _changed(score: RunScore, run: Run, before: RunScore) -> str:
@@ -89,12 +93,21 @@ def _changed(score: RunScore, run: Run, before: RunScore) -> str:
     )
 
 
-def _name(rows: Sequence[Row]) -> None:
+def _name(rows: Sequence[Row]) -> list[str]:
+    """Name the rows, and return notes on what the names do not say."""
     single_stage = all(len(row.settings.get("chain") or []) <= 1 for row in rows)
     for row, different in zip(rows, differences([row.settings for row in rows]), strict=True):
         row.different = {shortened(key, single_stage=single_stage): value for key, value in different.items()}
-        shown = row.different or _objectives(row, single_stage=single_stage)
+    keys, goes_with = naming([row.different for row in rows])
+    for row in rows:
+        row.shown = {key: row.different[key] for key in keys if key in row.different}
+        shown = row.shown or _objectives(row, single_stage=single_stage)
         row.label = " ".join(f"{key}={value}" for key, value in shown.items())
+    unsaid = [f"{', '.join(key for key in goes_with if goes_with[key] == kept)} with {kept}" for kept in keys]
+    unsaid = [text for text in unsaid if not text.startswith(" with ")]
+    return [
+        f"Settings that differ too, each always along with one in the names (results.csv has them): {'; '.join(unsaid)}."
+    ] * bool(unsaid)
 
 
 def _objectives(row: Row, *, single_stage: bool) -> dict[str, str]:
@@ -144,7 +157,7 @@ def _has(row: Row, given: Mapping[str, str]) -> bool:
 
 
 def _rest(row: Row, given: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in row.different.items() if not any(key == one or key.startswith(f"{one}.") for one in given)}
+    return {key: value for key, value in row.shown.items() if not any(key == one or key.startswith(f"{one}.") for one in given)}
 
 
 def _no_such_row(rows: Sequence[Row], given: Mapping[str, str], baseline: str) -> Exception:

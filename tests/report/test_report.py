@@ -123,7 +123,7 @@ def test_one_row_per_configuration_with_means_and_differences(outputs):
     assert 0 < float(rows[1][f"{KEY}.difference.low"]) < 0.4 < float(rows[1][f"{KEY}.difference.high"])
     markdown = (outputs.folder / "report" / "results.md").read_text()
     assert "| objective=tlm | 3 | 0.7000 [0.2697, 1.1303]<br>**+0.4000 [" in markdown
-    assert "Fewer than 5 seeds, so the intervals are rough: objective=mlm; objective=tlm." in markdown
+    assert "Fewer than 5 seeds, so the intervals are rough.\n" in markdown
     assert "objective=tlm" in text
     assert "+0.4000" in text
 
@@ -138,7 +138,7 @@ def test_too_few_seeds_have_no_interval_over_seeds(outputs):
     # Examples alone: 20 of 50 differ by 1, so the standard error is about sqrt(0.4 * 0.6 / 50) = 0.069.
     low, high = float(row[f"{KEY}.difference.low"]), float(row[f"{KEY}.difference.high"])
     assert (low, high) == pytest.approx((0.4 - 0.136, 0.4 + 0.136), abs=0.03)
-    assert "Fewer than 3 seeds, so no interval over seeds: objective=mlm; objective=tlm." in text
+    assert "Fewer than 3 seeds, so no interval over seeds.\n" in text
 
 
 def test_repeated_runs_count_once_and_failures_are_listed(outputs):
@@ -147,14 +147,42 @@ def test_repeated_runs_count_once_and_failures_are_listed(outputs):
     outputs.run("mlm", 1, None, status="failed")
     outputs.run("mlm", 1, 0.4)
     outputs.run("tlm", 0, None, status="failed")
+    outputs.run("tlm", 1, None, status="failed", max_steps=99)
     text = outputs.report()
+    # What has no score lengthens no name.
+    assert [row["configuration"] for row in outputs.csv()] == ["objective=mlm"]
     assert outputs.csv()[0]["seeds"] == "0+1"
     assert float(outputs.csv()[0][KEY]) == pytest.approx(0.3)
     assert "1 runs repeat a configuration and seed; each counts once, the newest." in text
-    # What was mended since is no failure any more; what was not shows, and its row too.
-    assert text.count("failed: OSError: the disk is full") == 1
-    assert "2026-01-01_00-00-05-run (seed 0) failed" in text
-    assert "| objective=tlm | 0 | missing |" in (outputs.folder / "report" / "results.md").read_text()
+    # What was mended since is no failure any more; what was not is told once.
+    assert "- 2 runs failed: OSError: the disk is full (the last is 2026-01-01_00-00-06-run, seed 1)" in text
+    assert text.count("failed") == 1
+
+
+def test_names_say_what_tells_rows_apart_and_no_more(outputs):
+    def run(mono: str, para: str, mono_steps: int, para_steps: int) -> None:
+        number = outputs.number
+        outputs.run(para, 0, 0.2, stage=f"eval-bitext-{number}")
+        path = max((outputs.folder / "runs").glob("*/summary.json"))
+        summary = json.loads(path.read_text())
+        stages = {
+            name: config(one, 1, {}, max_steps=steps)["stages"]["pretrain"]
+            for name, one, steps in (("mono", mono, mono_steps), ("para", para, para_steps))
+        }
+        summary["config"] |= {"chain": ["mono", "para"], "stages": stages}
+        path.write_text(json.dumps(summary))
+
+    run("lem_mono", "lem_para", 200, 1500)
+    run("mlm", "tlm", 200, 1500)
+    run("mlm", "mlm", 200, 1500)
+    assert "along with one in the names (results.csv has them): mono.objective with para.objective." in outputs.report()
+    assert [row["configuration"] for row in outputs.csv()] == [f"para.objective={one}" for one in ("lem_para", "tlm", "mlm")]
+    assert [row["mono.objective"] for row in outputs.csv()] == ["lem_mono", "mlm", "mlm"]
+    run("mlm", "tlm", 0, 0)
+    outputs.report(baseline="para.objective=tlm para.trainer.max_steps=1500")
+    names = [f"para.objective={one} para.trainer.max_steps=1500" for one in ("lem_para", "tlm", "mlm")]
+    assert [row["configuration"] for row in outputs.csv()] == [*names, "para.objective=tlm para.trainer.max_steps=0"]
+    assert [row["baseline"] for row in outputs.csv()] == [names[1], "", names[1], names[1]]
 
 
 def test_a_mistake_of_several_lines_is_named_by_its_setting(outputs):
@@ -163,7 +191,7 @@ def test_a_mistake_of_several_lines_is_named_by_its_setting(outputs):
     path = max((outputs.folder / "runs").glob("*/summary.json"))
     error = {"problems": [{"where": "annotator.path", "message": "x cannot be loaded: so\nand so", "nearest": None}]}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"error": error}))
-    assert "(seed 0) failed: annotator.path: x cannot be loaded: so\n" in outputs.report()
+    assert "1 run failed: annotator.path: x cannot be loaded: so (2026-" in outputs.report()
 
 
 def test_the_same_settings_with_other_data_are_pointed_out(outputs):
