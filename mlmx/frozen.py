@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mlmx.build import MISSING, NonNegative, Positive, is_node
+from mlmx.build import MISSING, NonNegative, Positive, PositiveFloat, is_node
 from mlmx.errors import Problem, nearest
 from mlmx.inputs import path_problems, resolve_paths
 
@@ -36,6 +36,7 @@ class Parallel(BaseModel):
     num_threads: Positive | None
     max_restarts: NonNegative
     timeout_seconds: Positive
+    peak_flops: PositiveFloat | None
 
 
 class Tracker(BaseModel):

@@ -113,7 +113,7 @@ def test_settings_that_contradict_each_other_are_told_at_their_place():
     assert str(problem) == "task.mine.data.corpus.languages: ['en']: a parallel corpus has two different languages."
     trainer = {**yaml.safe_load((CONF / "trainer" / "pretrain.yaml").read_text()), "max_epochs": 3}
     (problem,) = problems_of(trainer, "stages.x.trainer", "trainer")
-    assert str(problem).startswith("stages.x.trainer.max_steps: set either max_steps or max_epochs")
+    assert str(problem).startswith("stages.x.trainer.max_steps: set exactly one of max_steps, max_epochs, max_tokens")
     model = yaml.safe_load((CONF / "model" / "tiny.yaml").read_text())
     (problem,) = problems_of({**model, "num_heads": 3}, "model", "model")
     assert str(problem) == "model.hidden_size: 128 is not a multiple of num_heads=3."

@@ -28,7 +28,9 @@ class Batch:
         keys: (S,) int64 key of each row, for random choices inside forward.
         max_seqlen: the longest row in tokens (or any upper bound).
         step: the optimiser step this batch belongs to, from 0.
-        progress: in [0, 1], the part of the budget that is spent, for schedules.
+        progress: in [0, 1], the part of the budget that is spent, for schedules. The trainer sets it when it takes the batch: a
+            batch may be made long before its step, when nobody knows yet what part of some budgets (seconds, supervised tokens,
+            FLOPs) will be spent by then.
     """
 
     tensors: Mapping[str, Tensor]
@@ -59,12 +61,12 @@ class BatchContext:
     Attributes:
         keys: (S,) int64 key of each row: ``mlmx.keyed.row_keys`` of (seed, epoch, row id).
         step: the optimiser step, from 0.
-        progress: in [0, 1], the part of the budget that is spent.
+        progress: in [0, 1], the part of the budget that is spent; None where the plan does not say it (``Batch.progress``).
     """
 
     keys: NDArray[np.int64]
     step: int = 0
-    progress: float = 0.0
+    progress: float | None = None
 
 
 class Collator(ABC):
@@ -96,7 +98,7 @@ def packed_batch(
 
     Args:
         rows: the rows.
-        context: keys, step and progress.
+        context: keys and step.
         counts: term -> number of predictions.
         input_ids: (T,) the corrupted ids; the rows' own if None.
         position_ids: (T,) positions from 0; restarting with each row if None.
@@ -116,5 +118,4 @@ def packed_batch(
         keys=torch.from_numpy(context.keys),
         max_seqlen=int(rows.lengths.max(initial=0)),
         step=context.step,
-        progress=context.progress,
     )

@@ -34,12 +34,16 @@ class BatchPlan:
         seed: the run's seed.
         batch_tokens: tokens per batch at most, special tokens included; or
         batch_examples: rows per batch.
-        max_steps: how many batches there are; epochs roll on as long as it takes. Or
-        epochs: how often the data is seen; with both, the smaller one counts.
+        max_steps: how many batches there are; epochs roll on as long as it takes.
+        epochs: how often the data is seen.
+        max_tokens: there are as many batches as it takes to reach this number of tokens. At most one of these three; with none of
+            them there is no last batch.
+        batch_warmup_tokens: over this many tokens batches grow linearly to their full size; None: all have it.
+        batch_warmup_start_ratio: part of the full size that the first batch has.
         weights: (N,) how often each row is seen per epoch; None for once.
 
     Attributes:
-        num_steps: how many batches there are.
+        num_steps: how many batches there are; None: as many as are asked for.
     """
 
     def __init__(
@@ -51,10 +55,14 @@ class BatchPlan:
         batch_examples: int | None = None,
         max_steps: int | None = None,
         epochs: int | None = None,
+        max_tokens: int | None = None,
+        batch_warmup_tokens: int | None = None,
+        batch_warmup_start_ratio: float | None = None,
         weights: NDArray[np.float64] | None = None,
     ) -> None:
         assert (batch_tokens is None) != (batch_examples is None), "the trainer checks its settings"
-        assert max_steps is not None or epochs is not None, "the trainer checks its settings"
+        assert sum(end is not None for end in (max_steps, epochs, max_tokens)) <= 1, "the trainer checks its settings"
+        assert (batch_warmup_tokens is None) == (batch_warmup_start_ratio is None), "the trainer checks its settings"
         if len(lengths) == 0:
             raise user_error("corpus", "has no rows to train on.")
         if weights is not None and not weights.sum() > 0:
@@ -64,14 +72,20 @@ class BatchPlan:
         self.batch_tokens = batch_tokens
         self.batch_examples = batch_examples
         self.weights = weights
-        # First step of each epoch planned so far, and the first step after the last of them.
+        self._warmup = (batch_warmup_tokens, batch_warmup_start_ratio)
+        # First step of each epoch planned so far, and the first step after the last of them; and the tokens before these steps.
         self._epoch_steps = [0]
+        self._epoch_tokens = [0]
         self._epoch: tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None = None
+        self.num_steps = max_steps
         if epochs is not None:
-            while len(self._epoch_steps) <= epochs and (max_steps is None or self._epoch_steps[-1] < max_steps):
+            while len(self._epoch_steps) <= epochs:
                 self._plan_epoch(len(self._epoch_steps) - 1)
-        planned = self._epoch_steps[-1] if epochs is not None else None
-        self.num_steps = min(step for step in (max_steps, planned) if step is not None)
+            self.num_steps = self._epoch_steps[-1]
+        if max_tokens is not None:
+            while self._epoch_tokens[-1] < max_tokens:
+                self._plan_epoch(len(self._epoch_steps) - 1)
+            self.num_steps = self._step_reaching(max_tokens)
 
     def rows_of(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows of a global batch, (S,), and how often each has been seen before, (S,).
@@ -103,11 +117,20 @@ class BatchPlan:
             self._plan_epoch(0)
         return self._epoch_steps[1]
 
+    def _step_reaching(self, tokens: int) -> int:
+        # How many steps it takes to these tokens, which the last planned epoch reaches.
+        assert self._epoch is not None
+        epoch, rows, _, boundaries = self._epoch
+        reached = self._epoch_tokens[epoch] + offsets_of(self.lengths[rows])[boundaries]
+        return self._epoch_steps[epoch] + int(np.searchsorted(reached, tokens, side="left"))
+
     def _plan_epoch(self, epoch: int) -> None:
         rows, seen = self._rows_of_epoch(epoch)
-        boundaries = self._boundaries(self.lengths[rows])
+        lengths = self.lengths[rows]
+        boundaries = self._boundaries(lengths, self._epoch_tokens[epoch])
         if epoch == len(self._epoch_steps) - 1:
             self._epoch_steps.append(self._epoch_steps[-1] + len(boundaries) - 1)
+            self._epoch_tokens.append(self._epoch_tokens[-1] + int(lengths.sum()))
         self._epoch = (epoch, rows, seen, boundaries)
 
     def _rows_of_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -131,28 +154,36 @@ class BatchPlan:
         # The tiny term keeps 0.1 * 10 from falling short of 1.
         return np.floor(self.weights * epochs + shift + 1e-9).astype(np.int64)
 
-    def _boundaries(self, lengths: NDArray[Any]) -> NDArray[np.int64]:
+    def _boundaries(self, lengths: NDArray[Any], tokens_before: int) -> NDArray[np.int64]:
         # Where the batches of an epoch begin, and where the last ends.
         if len(lengths) == 0:
             return np.zeros(1, np.int64)
-        if self.batch_examples is not None:
-            cumulative = np.arange(len(lengths) + 1)
-            budget = self.batch_examples
-        else:
-            assert self.batch_tokens is not None
-            cumulative = offsets_of(lengths)
-            budget = self.batch_tokens
-        following = np.searchsorted(cumulative, cumulative[:-1] + budget, side="right") - 1
+        tokens = offsets_of(lengths)
+        cumulative = tokens if self.batch_tokens is not None else np.arange(len(lengths) + 1)
+        # (N,) the size of a batch that begins with each row.
+        budgets = self._batch_sizes(tokens_before + tokens[:-1])
+        following = np.searchsorted(cumulative, cumulative[:-1] + budgets, side="right") - 1
         following = np.maximum(following, np.arange(1, len(lengths) + 1)).tolist()
         boundaries = [0]
         while boundaries[-1] < len(lengths):
             boundaries.append(following[boundaries[-1]])
-        if len(boundaries) > 2 and cumulative[boundaries[-1]] - cumulative[boundaries[-2]] < budget / 2:
+        if len(boundaries) > 2 and cumulative[boundaries[-1]] - cumulative[boundaries[-2]] < budgets[boundaries[-2]] / 2:
             middle = (cumulative[boundaries[-3]] + cumulative[boundaries[-1]]) / 2
             cut = int(np.searchsorted(cumulative, middle, side="left"))
             if boundaries[-3] < cut <= boundaries[-2]:
                 boundaries[-2] = cut
         return np.array(boundaries, np.int64)
+
+    def _batch_sizes(self, tokens_before: NDArray[np.int64]) -> NDArray[np.int64]:
+        # Tokens (or rows) of a batch at most, where so many tokens came before it.
+        full = self.batch_tokens if self.batch_tokens is not None else self.batch_examples
+        assert full is not None
+        warmup_tokens, start_ratio = self._warmup
+        if warmup_tokens is None or start_ratio is None:
+            return np.full(len(tokens_before), full)
+        grown = start_ratio + (1.0 - start_ratio) * np.minimum(1.0, tokens_before / warmup_tokens)
+        # The tiny term keeps rounding from taking a token off a full batch.
+        return np.floor(full * grown + 1e-9).astype(np.int64)
 
 
 def partition(

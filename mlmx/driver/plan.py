@@ -36,7 +36,16 @@ def plan(config: Mapping[str, Any]) -> None:
     execute.check(placed, config)
     estimates = _estimates([one for one in placed if one.stage.kind in ("pretrain", "finetune")])
     table = Table(
-        "stage", "state", "parameters", "tokens", "steps", "memory", title=f"plan of {config['name']}", title_justify="left"
+        "stage",
+        "state",
+        "budget",
+        "parameters",
+        "tokens",
+        "steps",
+        "FLOPs",
+        "memory",
+        title=f"plan of {config['name']}",
+        title_justify="left",
     )
     for one in placed:
         costs = estimates.get(one.fingerprint, {})
@@ -49,12 +58,16 @@ def plan(config: Mapping[str, Any]) -> None:
 
 # Beyond these it is another corpus or model, and what it differs in is not why it must run.
 _MOST_DIFFERENCES = 10
-_COSTS = ("num_parameters", "tokens", "steps", "memory_bytes")
+_COSTS = ("budget", "num_parameters", "tokens", "steps", "flops", "memory_bytes")
 
 
 def _told(value: Any, key: str) -> str:
     if value is None:
         return _ABSENT
+    if key == "budget":
+        return str(value)
+    if key == "flops":
+        return f"{value:.2g}"
     return f"{value / _MEBIBYTE:,.0f} MiB" if key == "memory_bytes" else f"{value:,}"
 
 

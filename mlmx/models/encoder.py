@@ -7,9 +7,11 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM
@@ -19,6 +21,7 @@ from mlmx.data.batch import Batch
 from mlmx.data.vocabulary import Vocabulary
 from mlmx.errors import user_error
 from mlmx.models import attention
+from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights
 from mlmx.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -80,6 +83,57 @@ class Encoder(nn.Module):
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """Return the vectors of every layer, ``num_layers + 1`` tensors (T, D); the first are the embeddings."""
         return self._run(batch, all_layers=True)
+
+    @cached_property
+    def layers(self) -> nn.ModuleList | None:
+        """The model's layers, the first one next to the embeddings; None where its structure does not show them."""
+        lists = {
+            name: module
+            for name, module in self.base.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == self.num_layers
+        }
+        outermost = [module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+        return outermost[0] if len(outermost) == 1 else None
+
+    def depths(self) -> dict[nn.Parameter, int]:
+        """Return the depth of each parameter of ``base``.
+
+        It is 0 for embeddings and all that comes before the layers, 1 for the first layer and so on, and ``num_layers + 1`` for
+        what comes after the last.
+
+        Raises:
+            UserError: if the model's structure does not show its layers.
+        """
+        if self.layers is None:
+            message = f"the layers of {self.base.config.model_type!r} cannot be told: it has no single list of {self.num_layers}."
+            raise user_error("model", message)
+        layer_of = {parameter: i for i, layer in enumerate(self.layers, start=1) for parameter in layer.parameters()}
+        embeddings = {module.weight for module in self.base.modules() if isinstance(module, nn.Embedding)}
+        depths = {}
+        outside = 0
+        for parameter in self.base.parameters():  # in the order of registration, which is that of the forward pass
+            if parameter in layer_of:
+                outside = self.num_layers + 1
+            depths[parameter] = 0 if parameter in embeddings else layer_of.get(parameter, outside)
+        return depths
+
+    def flops(self, batch: Batch) -> int:
+        """Return the FLOPs of a forward and a backward pass, see ``mlmx.models.flops``; 0 where ``layers`` is None."""
+        if self.layers is None:
+            return 0
+        lengths = np.diff(batch.tensors["cu_seqlens"].numpy()).astype(np.int64)
+        num_weights, windows = self._linear_weights_and_windows
+        return linear_flops(num_weights, batch.num_tokens) + attention_flops(self.hidden_size, lengths, windows)
+
+    @cached_property
+    def _linear_weights_and_windows(self) -> tuple[int, list[int | None]]:
+        # A pooler, where a model has one, sees one token of many, and nothing here reads what it makes.
+        assert self.layers is not None
+        windows = [
+            next((vars(part)["sliding_window"] for part in layer.modules() if "sliding_window" in vars(part)), None)
+            for layer in self.layers
+        ]
+        return num_linear_weights(self.base, without="pooler"), windows
 
     def drop_head(self) -> None:
         """Drop the language-model head; embeddings it is tied to stay."""

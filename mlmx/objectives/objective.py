@@ -9,12 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from mlmx.data.batch import Batch, Collator
 from mlmx.models.encoder import Encoder
+from mlmx.models.flops import linear_flops, num_linear_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,19 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch) -> Output:
         """Return the summed terms; keys equal those of ``weights`` and of ``batch.counts``."""
+
+    def flops(self, batch: Batch) -> int:
+        """Return the model FLOPs of a forward and a backward pass over a batch on the CPU, from what is known before the forward.
+
+        Here the encoder reads every token, and each linear layer beside it (language-model head, classifiers) sees each counted
+        prediction once. Objectives that do otherwise say so by overriding this. 0 where the encoder's FLOPs are not known.
+        """
+        encoder = self.encoder.flops(batch)
+        return encoder + linear_flops(self._num_head_weights, sum(batch.counts.values())) if encoder else 0
+
+    @cached_property
+    def _num_head_weights(self) -> int:
+        return num_linear_weights(self) - num_linear_weights(self.encoder.base)
 
     def after_step(self, step: int) -> None:
         """Update buffers after optimiser step ``step``, from all-reduced quantities only."""

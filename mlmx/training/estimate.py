@@ -1,8 +1,9 @@
 """What training stages will cost, without running or downloading anything but a config.
 
 ``python -m mlmx.training.estimate`` reads a JSON list of stage configs on stdin, in the order in which they would run, their
-``parents`` being absolute paths, and prints a JSON list of mappings with ``num_parameters``, ``tokens``, ``steps`` and
-``memory_bytes``; null where a number cannot be known.
+``parents`` being absolute paths, and prints a JSON list of mappings with ``num_parameters``, ``tokens``, ``steps``, ``flops``,
+``memory_bytes`` and ``budget``, the setting that ends the training; null where a number cannot be known. The number that is the
+budget is exact; the others are what full batches of half-long rows would make of it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import AutoModelForMaskedLM, PreTrainedConfig
+from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from mlmx.build import build, settings_of
+from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights
 from mlmx.models.load import Pretrained, Scratch, load_config, load_tokenizer
 
 # Weights, gradients and AdamW's two moments, all float32.
@@ -27,9 +30,10 @@ _KEPT_PER_LAYER = 12
 # How much of a batch meets the vocabulary head; more than the usual mask ratios.
 _PREDICTED_RATIO = 0.2
 
-
 # A task cuts its own rows; this is the default of all of them.
 _TASK_ROW_TOKENS = 128
+
+_BUDGETS = ("max_steps", "max_epochs", "max_tokens", "max_supervised_tokens", "max_seconds", "max_flops")
 
 
 def estimate(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -43,22 +47,20 @@ def estimate(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _costs(stage: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     trainer = settings_of(stage["spec"]["trainer"])
-    steps, batch_tokens = trainer.get("max_steps"), trainer.get("batch_tokens")
-    costs: dict[str, Any] = {
-        "num_parameters": None,
-        "steps": steps,
-        "tokens": steps * batch_tokens if steps is not None and batch_tokens is not None else None,
-        "memory_bytes": None,
-    }
+    costs: dict[str, Any] = {"num_parameters": None, "steps": None, "tokens": None, "flops": None, "memory_bytes": None}
+    budget = {name: value for name, value in trainer.items() if name in _BUDGETS and value is not None}
+    costs["budget"] = ", ".join(
+        f"{name}={value:,}" if isinstance(value, int) else f"{name}={value:g}" for name, value in budget.items()
+    )
+    costs |= {axis: budget[f"max_{axis}"] for axis in ("steps", "tokens", "flops") if f"max_{axis}" in budget}
+    batch_tokens = trainer.get("batch_tokens")
     config = _config(stage, others)
-    if config is None:
+    model = None if config is None else _model(config)
+    if config is None or model is None:
+        _fill(costs, batch_tokens, None)
         return costs
-    with torch.device("meta"):
-        try:
-            model = AutoModelForMaskedLM.from_config(config)
-        except ValueError:
-            return costs
     costs["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    _fill(costs, batch_tokens, _flops_per_token(model, trainer, predicts=stage["kind"] == "pretrain"))
     tokens = min((size for size in (batch_tokens, trainer.get("micro_batch_tokens")) if size), default=None)
     if trainer.get("batch_examples"):
         tokens = min(tokens or sys.maxsize, trainer["batch_examples"] * (trainer["max_length"] or _TASK_ROW_TOKENS))
@@ -70,6 +72,34 @@ def _costs(stage: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) ->
         head = 3 * 4 * _PREDICTED_RATIO * config.vocab_size if stage["kind"] == "pretrain" else 0
         costs["memory_bytes"] = int(costs["num_parameters"] * _BYTES_PER_PARAMETER + tokens * (per_token + head))
     return costs
+
+
+def _fill(costs: dict[str, Any], batch_tokens: int | None, flops_per_token: float | None) -> None:
+    # From the number that is given to the others; full batches are assumed.
+    if costs["tokens"] is None and costs["steps"] is not None and batch_tokens:
+        costs["tokens"] = costs["steps"] * batch_tokens
+    if costs["tokens"] is None and costs["flops"] is not None and flops_per_token:
+        costs["tokens"] = round(costs["flops"] / flops_per_token)
+    if costs["steps"] is None and costs["tokens"] is not None and batch_tokens:
+        costs["steps"] = -(-costs["tokens"] // batch_tokens)
+    if costs["flops"] is None and costs["tokens"] is not None and flops_per_token:
+        costs["flops"] = round(costs["tokens"] * flops_per_token)
+
+
+def _flops_per_token(model: PreTrainedModel, trainer: Mapping[str, Any], *, predicts: bool) -> float:
+    base, config = model.base_model, model.config
+    length = np.array([(trainer["max_length"] or _TASK_ROW_TOKENS) // 2 or 1])
+    attention = attention_flops(config.hidden_size, length, [None] * config.num_hidden_layers) / int(length[0])
+    head = num_linear_weights(model) - num_linear_weights(base) if predicts else 0
+    return linear_flops(num_linear_weights(base, without="pooler"), 1) + attention + _PREDICTED_RATIO * linear_flops(head, 1)
+
+
+def _model(config: PreTrainedConfig) -> PreTrainedModel | None:
+    with torch.device("meta"):
+        try:
+            return AutoModelForMaskedLM.from_config(config)
+        except ValueError:
+            return None
 
 
 def _config(stage: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> PreTrainedConfig | None:

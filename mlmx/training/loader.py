@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import signal
 import sys
 from collections.abc import Iterator
@@ -49,9 +50,12 @@ class StepBatches(Dataset[list[Batch]]):
         for part in self.parts(rows)[self.rank]:
             if len(part):
                 keys = keyed.row_keys(seed=self.seed, epoch=seen[part], row_ids=rows[part])
-                context = BatchContext(keys=keys, step=step, progress=step / self.plan.num_steps)
+                context = BatchContext(keys=keys, step=step, progress=self._progress(step))
                 micro_batches.append(self.collator(self.rows.take(rows[part]), context))
         return micro_batches
+
+    def _progress(self, step: int) -> float | None:
+        return step / self.plan.num_steps if self.plan.num_steps is not None else None
 
     def parts(self, rows: NDArray[np.int64]) -> list[list[NDArray[np.int64]]]:
         """Return for each rank its micro-batches, as indices into the rows of a global batch."""
@@ -65,12 +69,13 @@ class StepBatches(Dataset[list[Batch]]):
         return ids
 
     def load(self, start: int, *, num_workers: int) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of the steps from ``start`` to the end of the plan."""
+        """Yield the micro-batches of the steps from ``start`` to the end of the plan, without end where it has none."""
+        num_steps = self.plan.num_steps
         return iter(
             DataLoader(
                 self,
                 batch_size=None,
-                sampler=range(start, self.plan.num_steps),
+                sampler=range(start, num_steps) if num_steps is not None else itertools.count(start),
                 num_workers=num_workers,
                 collate_fn=_as_is,
                 prefetch_factor=8 if num_workers else None,

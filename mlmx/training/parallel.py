@@ -34,12 +34,14 @@ class ProcessGroup:
         device: where this process computes.
         rank: its number, from 0.
         size: how many there are.
+        peak_flops: FLOPs per second that a device of the group can do at most; None if nobody said so.
         stop_requested: set by a signal handler; the trainer asks all ranks and stops them together.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
     size: int = 1
+    peak_flops: float | None = None
     stop_requested: bool = False
     _control: dist.ProcessGroup | None = None
 
@@ -118,6 +120,7 @@ def process_group(
     num_threads: int | None,
     timeout_seconds: float,
     strategy: Literal["replicate", "shard"] = "replicate",
+    peak_flops: float | None = None,
 ) -> Iterator[ProcessGroup]:
     """Join the processes that torchrun started, or stand alone where it did not.
 
@@ -128,6 +131,7 @@ def process_group(
         num_threads: CPU threads per process; None: what ``OMP_NUM_THREADS`` says, or the cores divided among the processes.
         timeout_seconds: how long a collective waits for the other ranks before it fails.
         strategy: ``replicate`` keeps the whole model on every rank.
+        peak_flops: FLOPs per second that one device can do at most, at the precision in use; None: not known.
 
     Raises:
         UserError: for ``shard``, which does not exist yet.
@@ -143,13 +147,13 @@ def process_group(
     if cuda:
         torch.cuda.set_device(chosen)
     if size == 1:
-        yield ProcessGroup(device=chosen)
+        yield ProcessGroup(device=chosen, peak_flops=peak_flops)
         return
     timeout = timedelta(seconds=timeout_seconds)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=chosen if cuda else None)
     # What the ranks tell each other beside gradients are small Python values, which NCCL would have to copy to the GPU.
     control = dist.new_group(backend="gloo", timeout=timeout) if cuda else dist.group.WORLD
-    group = ProcessGroup(device=chosen, rank=rank, size=size, _control=control)
+    group = ProcessGroup(device=chosen, rank=rank, size=size, peak_flops=peak_flops, _control=control)
     try:
         yield group
     except BaseException:

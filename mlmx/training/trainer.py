@@ -6,13 +6,12 @@ sums of losses, and the trainer divides them by counts that were totalled before
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,17 +27,21 @@ from mlmx.data.rows import RowDataset
 from mlmx.errors import Problem, UserError, user_error
 from mlmx.models.encoder import set_dropout
 from mlmx.objectives.objective import Objective
-from mlmx.stage import StageDir, write_atomically
+from mlmx.stage import StageDir
+from mlmx.training.budget import Budget, Spent
 from mlmx.training.checkpoint import load_checkpoint, save_checkpoint
 from mlmx.training.loader import StepBatches
-from mlmx.training.optim import Schedule, adamw, learning_rate_factor
+from mlmx.training.metrics import MetricsLog, Record
+from mlmx.training.optim import adamw
 from mlmx.training.parallel import ProcessGroup
-from mlmx.training.progress import Progress
-from mlmx.training.totals import add_up, means_of, numbers_of, weighted_loss
+from mlmx.training.schedule import LearningRate, Schedule
+from mlmx.training.stopwatch import Stopwatch, peak_memory_bytes
+from mlmx.training.totals import Work, add_up, means_of, numbers_of, read, weighted_loss
 
 log = logging.getLogger(__name__)
 
-Record = dict[str, Any]
+_BUDGETS = ("max_steps", "max_epochs", "max_tokens", "max_supervised_tokens", "max_seconds", "max_flops")
+_CUT_UP = "the objective compares the examples of a batch, so a batch cannot be cut up: raise it, or make the batch smaller."
 
 
 class NonFiniteError(RuntimeError):
@@ -57,14 +60,22 @@ class Trainer:
         *,
         max_steps: NonNegative | None,
         max_epochs: Positive | None,
+        max_tokens: Positive | None,
+        max_supervised_tokens: Positive | None,
+        max_seconds: PositiveFloat | None,
+        max_flops: PositiveFloat | None,
         batch_tokens: Positive | None,
         batch_examples: Positive | None,
+        batch_warmup_tokens: Positive | None,
+        batch_warmup_start_ratio: Ratio | None,
         micro_batch_tokens: Positive | None,
         max_length: Positive | None,
         overlong: Literal["split", "truncate"] | None,
         learning_rate: PositiveFloat,
         schedule: Schedule,
-        warmup_ratio: Ratio,
+        warmup_ratio: Ratio | None,
+        warmup_steps: NonNegative | None,
+        warmup_tokens: NonNegative | None,
         decay_ratio: Ratio | None,
         weight_decay: NonNegativeFloat,
         betas: tuple[Ratio, Ratio],
@@ -79,18 +90,28 @@ class Trainer:
     ) -> None:
         """Describe the training.
 
+        A training ends with the step that reaches its budget; exactly one is given, and all are logged.
+
         Args:
-            max_steps: optimiser steps; or
-            max_epochs: how often the data is seen.
+            max_steps: budget in optimiser steps; or
+            max_epochs: in passes over the data; or
+            max_tokens: in tokens, special ones included; or
+            max_supervised_tokens: in predictions that the loss sums over, of all its terms; or
+            max_seconds: in seconds of training, by the main process' clock, whatever interrupts it; or
+            max_flops: in model FLOPs, see ``mlmx.models.flops``.
             batch_tokens: most tokens of a global batch, over all processes; or
             batch_examples: rows of a global batch.
+            batch_warmup_tokens: tokens over which the global batch grows linearly to its full size; null: it has it from the start.
+            batch_warmup_start_ratio: part of the full size that the first batch has; null without ``batch_warmup_tokens``.
             micro_batch_tokens: most tokens of one forward pass of one process; null: the process' whole share.
             max_length: tokens of the longest row of a corpus, special ones included; null where a task makes its own rows.
             overlong: what happens to longer texts of a corpus; null where a task makes its own rows.
             learning_rate: at its peak.
-            schedule: of the learning rate, see ``mlmx.training.optim``.
-            warmup_ratio: part of the steps in which the learning rate rises.
-            decay_ratio: part of the steps in which it falls; for ``wsd`` only, otherwise null.
+            schedule: of the learning rate over the budget, see ``mlmx.training.schedule``.
+            warmup_ratio: part of the budget in which the learning rate rises; or
+            warmup_steps: steps in which it does; or
+            warmup_tokens: tokens in which it does.
+            decay_ratio: part of the budget in which it falls; for ``wsd`` only, otherwise null.
             weight_decay: AdamW's; not for biases and norms.
             betas: AdamW's.
             eps: AdamW's.
@@ -105,19 +126,39 @@ class Trainer:
         Raises:
             UserError: if settings contradict each other.
         """
+        budgets = (max_steps, max_epochs, max_tokens, max_supervised_tokens, max_seconds, max_flops)
+        warmups = (warmup_ratio, warmup_steps, warmup_tokens)
         problems = []
-        if (max_steps is None) == (max_epochs is None):
-            problems.append(Problem("trainer.max_steps", "set either max_steps or max_epochs, and leave the other null."))
+        if _num_given(budgets) != 1:
+            problems.append(Problem("trainer.max_steps", f"set exactly one of {', '.join(_BUDGETS)}, and leave the others null."))
         if (batch_tokens is None) == (batch_examples is None):
             problems.append(Problem("trainer.batch_tokens", "set either batch_tokens or batch_examples, and leave the other null."))
+        if (batch_warmup_tokens is None) != (batch_warmup_start_ratio is None):
+            message = "set both batch_warmup_tokens and batch_warmup_start_ratio, or leave both null."
+            problems.append(Problem("trainer.batch_warmup_tokens", message))
+        if _num_given(warmups) != 1:
+            message = "set exactly one of warmup_ratio, warmup_steps, warmup_tokens, and leave the others null."
+            problems.append(Problem("trainer.warmup_ratio", message))
+        for unit, warmup, limit in (("steps", warmup_steps, max_steps), ("tokens", warmup_tokens, max_tokens)):
+            if warmup and limit and warmup >= limit:
+                problems.append(Problem(f"trainer.warmup_{unit}", f"{warmup} is not below max_{unit}={limit}."))
         if (schedule == "wsd") != (decay_ratio is not None):
             problems.append(Problem("trainer.decay_ratio", "is for schedule=wsd, which needs it, and null for the others."))
         if problems:
             raise UserError(problems)
-        self.max_steps, self.max_epochs = max_steps, max_epochs
+        self.max_steps, self.max_epochs, self.max_tokens = max_steps, max_epochs, max_tokens
+        self.max_supervised_tokens, self.max_seconds, self.max_flops = max_supervised_tokens, max_seconds, max_flops
         self.batch_tokens, self.batch_examples, self.micro_batch_tokens = batch_tokens, batch_examples, micro_batch_tokens
+        self.batch_warmup_tokens, self.batch_warmup_start_ratio = batch_warmup_tokens, batch_warmup_start_ratio
         self.max_length, self.overlong = max_length, overlong
-        self.learning_rate, self.schedule, self.warmup_ratio, self.decay_ratio = learning_rate, schedule, warmup_ratio, decay_ratio
+        self.learning_rate = LearningRate(
+            peak=learning_rate,
+            schedule=schedule,
+            warmup_ratio=warmup_ratio,
+            warmup_steps=warmup_steps,
+            warmup_tokens=warmup_tokens,
+            decay_ratio=decay_ratio,
+        )
         self.weight_decay, self.betas, self.eps, self.max_grad_norm = weight_decay, betas, eps, max_grad_norm
         self.dropout, self.precision = dropout, precision
         self.log_every_steps, self.num_workers = log_every_steps, num_workers
@@ -153,20 +194,20 @@ class Trainer:
         """
         run = self._start(objective, rows, seed, processes)
         self._resume(run, stage)
-        progress = Progress(stage.path.name, num_steps=run.plan.num_steps, start=run.state.step, enabled=processes.is_main)
-        batches = run.batches.load(run.state.step, num_workers=self.num_workers)
-        began = time.monotonic() - run.state.seconds
-        for step, micro_batches in enumerate(batches, start=run.state.step):
-            record, stop = self._step(run, step, micro_batches)
-            run.state.seconds = time.monotonic() - began
-            last = run.state.step == run.plan.num_steps
-            if processes.is_main and (run.state.step == 1 or run.state.step % self.log_every_steps == 0 or last):
-                self._log(run, record, stage, progress, on_log)
-            due = self.checkpoint_every_steps is not None and run.state.step % self.checkpoint_every_steps == 0
+        metrics = MetricsLog(stage, run.budget, run.spent, processes, run.watch, on_log)
+        batches = run.batches.load(run.spent.steps, num_workers=self.num_workers)
+        run.began = time.monotonic() - run.spent.seconds
+        while not run.budget.is_spent(run.spent):
+            record, stop = self._step(run, batches)
+            step, last = run.spent.steps, run.budget.is_spent(run.spent)
+            if processes.is_main and (step == 1 or step % self.log_every_steps == 0 or last):
+                metrics.write(run.spent, {**record, "epoch": run.plan.epoch_of(step - 1)})
+            due = self.checkpoint_every_steps is not None and step % self.checkpoint_every_steps == 0
             if stop or (due and not last) or (last and self.checkpoint_every_steps is not None):
                 self._checkpoint(run, stage)
             if stop and not last:
-                raise Stopped(f"stopped after step {run.state.step} of {run.plan.num_steps}, as asked; a checkpoint is written")
+                raise Stopped(f"stopped after {run.budget.told(run.spent)}, as asked; a checkpoint is written")
+            run.watch.lap("other")
         objective.eval()
         return run.result()
 
@@ -174,6 +215,8 @@ class Trainer:
         longest, limit = int(rows.lengths.max(initial=0)), objective.encoder.max_length
         if longest > limit:
             raise user_error("trainer.max_length", f"rows have up to {longest} tokens; the encoder takes at most {limit}.")
+        if self.max_flops is not None and objective.encoder.layers is None:
+            raise user_error("trainer.max_flops", "the FLOPs of this model are not known: its structure does not show its layers.")
         plan = BatchPlan(
             rows.lengths,
             seed=seed,
@@ -181,6 +224,9 @@ class Trainer:
             batch_examples=self.batch_examples,
             max_steps=self.max_steps,
             epochs=self.max_epochs,
+            max_tokens=self.max_tokens,
+            batch_warmup_tokens=self.batch_warmup_tokens,
+            batch_warmup_start_ratio=self.batch_warmup_start_ratio,
             weights=getattr(rows, "weights", None),
         )
         if self.dropout is not None:
@@ -191,12 +237,16 @@ class Trainer:
             objective=objective,
             optimizer=adamw(
                 objective,
-                learning_rate=self.learning_rate,
+                learning_rate=self.learning_rate.peak,
                 weight_decay=self.weight_decay,
                 betas=self.betas,
                 eps=self.eps,
             ),
             plan=plan,
+            budget=Budget.of(
+                plan.num_steps,
+                {"supervised_tokens": self.max_supervised_tokens, "seconds": self.max_seconds, "flops": self.max_flops},
+            ),
             batches=StepBatches(
                 plan=plan,
                 rows=rows,
@@ -208,119 +258,68 @@ class Trainer:
             ),
             seed=seed,
             processes=processes,
+            watch=Stopwatch(processes.device, enabled=processes.is_main),
         )
 
-    def _step(self, run: _Run, step: int, micro_batches: list[Batch]) -> tuple[Record, bool]:
-        processes, objective = run.processes, run.objective
+    def _step(self, run: _Run, batches: Iterator[list[Batch]]) -> tuple[Record, bool]:
+        processes, objective, before = run.processes, run.objective, run.spent
+        micro_batches = next(batches)
         # 1. What the terms will be divided by: known before forward, totalled over micro-batches and ranks.
-        counts = add_up(processes.gather(add_up(batch.counts for batch in micro_batches)))
+        work = Work.total(processes.gather(Work.of(objective, micro_batches)))
         if objective.batch_coupled and len(micro_batches) > 1:
-            message = (
-                "the objective compares the examples of a batch, so a batch cannot be cut up: raise it, or make the batch smaller."
-            )
-            raise user_error("trainer.micro_batch_tokens", message)
+            raise user_error("trainer.micro_batch_tokens", _CUT_UP)
+        run.watch.lap("data")
         # 2. Forward and backward, one micro-batch at a time.
         run.optimizer.zero_grad(set_to_none=True)
         numbers = []
         for index, batch in enumerate(micro_batches):
-            _seed_dropout(run.seed, step, index, processes.rank)
+            _seed_dropout(run.seed, before.steps, index, processes.rank)
             with self._autocast(processes.device):
-                output = objective(batch.to(processes.device))
-            loss = weighted_loss(output.terms, objective.weights, counts)
+                output = objective(replace(batch, progress=run.budget.progress(before)).to(processes.device))
+            loss = weighted_loss(output.terms, objective.weights, work.counts)
+            run.watch.lap("forward")
             loss.backward()  # type: ignore[no-untyped-call]
-            numbers.append(numbers_of(output, loss, batch))
-        # 3. Sums over ranks: of gradients, which are then those of the global mean, and of what is logged.
+            numbers.append(numbers_of(output, loss))
+            run.watch.lap("backward")
+        # 3. Sums over ranks: of gradients, which are then those of the global mean, and of what is logged. Here, once per step,
+        # the host waits for the device: no step may be taken before its loss and gradient are known to be finite.
         processes.sum_gradients(objective.parameters())
-        norm = float(nn.utils.clip_grad_norm_(objective.parameters(), self.max_grad_norm or math.inf))
-        reports = processes.gather((numbers, processes.stop_requested))
-        _check_finite(run, step, [numbers for numbers, _ in reports], norm)
-        # 4. The step itself.
-        learning_rate = self._learning_rate(step, run.plan.num_steps)
+        values, norm = read(numbers, nn.utils.clip_grad_norm_(objective.parameters(), self.max_grad_norm or math.inf))
+        reports = processes.gather((values, processes.stop_requested, time.monotonic() - run.began))
+        _check_finite(run, before.steps, [values for values, _, _ in reports], norm)
+        # 4. The step itself. The time is the main process', so that all ranks see the same part of the budget spent.
+        run.spent = before.after_step(
+            tokens=work.tokens, supervised_tokens=work.supervised_tokens, flops=work.flops, seconds=reports[0][2]
+        )
+        learning_rate, run.warmed = self.learning_rate.at(run.budget, before, run.spent, run.warmed)
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate
         run.optimizer.step()
-        objective.after_step(step)
-        totals = add_up(add_up(numbers) for numbers, _ in reports)
-        run.state.advance(tokens=int(totals["tokens"]), supervised_tokens=int(sum(counts.values())), loss=totals["loss"])
-        record = {"loss": totals["loss"], **means_of(totals, counts), "learning_rate": learning_rate, "grad_norm": norm}
-        return record, any(stop for _, stop in reports)
-
-    def _learning_rate(self, step: int, num_steps: int) -> float:
-        return self.learning_rate * learning_rate_factor(
-            step,
-            schedule=self.schedule,
-            num_steps=num_steps,
-            warmup_steps=round(self.warmup_ratio * num_steps),
-            decay_ratio=self.decay_ratio,
-        )
+        objective.after_step(before.steps)
+        run.watch.lap("optimizer")
+        totals = add_up(add_up(values) for values, _, _ in reports)
+        run.final_loss = totals["loss"]
+        record = {"loss": totals["loss"], **means_of(totals, work.counts), "learning_rate": learning_rate, "grad_norm": norm}
+        return record, any(stop for _, stop, _ in reports)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         return torch.autocast(device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
-    def _log(self, run: _Run, record: Record, stage: StageDir, progress: Progress, on_log: Callable[[Record], None] | None) -> None:
-        state = run.state
-        since = state.logged_seconds, state.logged_tokens
-        speed = (state.tokens - since[1]) / max(state.seconds - since[0], 1e-9)
-        state.logged_seconds, state.logged_tokens = state.seconds, state.tokens
-        line = {
-            "step": state.step,
-            "loss": record.pop("loss"),
-            "tokens": state.tokens,
-            "supervised_tokens": state.supervised_tokens,
-            "seconds": round(state.seconds, 3),
-            "tokens_per_second": round(speed, 1),
-            "epoch": run.plan.epoch_of(state.step - 1),
-            **record,
-        }
-        with stage.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        progress.show(line)
-        if on_log is not None:
-            on_log(line)
-
     def _checkpoint(self, run: _Run, stage: StageDir) -> None:
         if run.processes.is_main:
-            save_checkpoint(
-                stage.checkpoints_dir,
-                run.state.step,
-                run.objective,
-                run.optimizer,
-                run.state.to_json(),
-                keep=self.keep_checkpoints,
-            )
+            state = {"spent": asdict(run.spent), "warmed": run.warmed, "final_loss": run.final_loss}
+            save_checkpoint(stage.checkpoints_dir, run.spent.steps, run.objective, run.optimizer, state, keep=self.keep_checkpoints)
         # Nobody runs on towards the next checkpoint, or to the exit, before this one is whole.
         run.processes.barrier()
 
     def _resume(self, run: _Run, stage: StageDir) -> None:
         state = load_checkpoint(stage.checkpoints_dir, run.objective, run.optimizer)
         if state is not None:
-            run.state = _State(**state)
-            if len(set(run.processes.gather(run.state.step))) > 1:
+            run.spent = Spent(**state["spent"])
+            run.warmed, run.final_loss = state["warmed"], state["final_loss"]
+            if len(set(run.processes.gather(run.spent.steps))) > 1:
                 raise RuntimeError("the ranks found different checkpoints; is the stage directory on a shared disk?")
-            log.warning("goes on after step %d of %d", run.state.step, run.plan.num_steps)
-        if run.processes.is_main:
-            _cut_metrics(stage, run.state.step)
-
-
-@dataclass(slots=True)
-class _State:
-    # What a checkpoint holds beside tensors.
-    step: int = 0
-    tokens: int = 0
-    supervised_tokens: int = 0
-    seconds: float = 0.0
-    final_loss: float | None = None
-    logged_seconds: float = 0.0
-    logged_tokens: int = 0
-
-    def advance(self, *, tokens: int, supervised_tokens: int, loss: float) -> None:
-        self.step += 1
-        self.tokens += tokens
-        self.supervised_tokens += supervised_tokens
-        self.final_loss = loss
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+            log.warning("goes on after %s", run.budget.told(run.spent))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -329,23 +328,27 @@ class _Run:
     objective: Objective
     optimizer: Optimizer
     plan: BatchPlan
+    budget: Budget
     batches: StepBatches
     seed: int
     processes: ProcessGroup
-    state: _State = field(default_factory=_State)
+    watch: Stopwatch
+    spent: Spent = field(default_factory=Spent)
+    warmed: float = 0  # how much of the budget the warm-up has taken
+    final_loss: float | None = None
+    began: float = 0.0
 
     def result(self) -> dict[str, Any]:
-        state = self.state
+        steps = self.spent.steps
         return {
-            "steps": state.step,
-            "tokens": state.tokens,
-            "supervised_tokens": state.supervised_tokens,
-            "seconds": round(state.seconds, 3),
-            "final_loss": state.final_loss,
+            **self.spent.to_json(),
+            "flops": self.spent.flops or None,
+            "peak_memory_bytes": peak_memory_bytes(self.processes.device),
+            "final_loss": self.final_loss,
             "num_parameters": sum(parameter.numel() for parameter in self.objective.parameters()),
             "num_encoder_parameters": sum(parameter.numel() for parameter in self.objective.encoder.base.parameters()),
             "num_rows": len(self.batches.rows),
-            "num_epochs": self.plan.epoch_of(state.step - 1) + 1 if state.step else 0,
+            "num_epochs": self.plan.epoch_of(steps - 1) + 1 if steps else 0,
             "num_processes": self.processes.size,
         }
 
@@ -373,9 +376,5 @@ def _listed(rows: list[int], at_most: int = 20) -> str:
     return ", ".join(map(str, rows[:at_most])) + (f" ... ({len(rows)} in all)" if len(rows) > at_most else "")
 
 
-def _cut_metrics(stage: StageDir, step: int) -> None:
-    # Steps after the checkpoint will be taken, and logged, again.
-    if stage.metrics_path.exists():
-        lines = stage.metrics_path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        write_atomically(stage.metrics_path, "".join(f"{line}\n" for line in kept))
+def _num_given(settings: tuple[float | None, ...]) -> int:
+    return sum(setting is not None for setting in settings)

@@ -57,7 +57,7 @@ def test_batches_by_examples() -> None:
     plan = BatchPlan(np.arange(1, 24), seed=0, batch_examples=5, max_steps=7)
     assert [len(plan.rows_of(step)[0]) for step in range(7)] == [5, 5, 5, 5, 3, 5, 5]
     assert plan.num_steps == 7
-    assert BatchPlan(np.arange(1, 24), seed=0, batch_examples=5, max_steps=7, epochs=1).num_steps == 5
+    assert BatchPlan(np.arange(1, 24), seed=0, batch_examples=5, epochs=1).num_steps == 5
     assert plan.steps_per_epoch == 5
     assert BatchPlan(np.ones(3), seed=0, batch_examples=5, max_steps=0).num_steps == 0
 
@@ -113,3 +113,41 @@ def test_partition_balances() -> None:
     assert max(totals) - min(totals) < 60
     assert len(parts[0]) <= -(-lengths.sum() // 512) // 4 + 1
     assert [len(rows) for (rows,) in partition([7], 3)] == [1, 0, 0]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 60), st.integers(1, 3000), st.sampled_from([None, 500])
+)
+def test_a_budget_of_tokens_ends_with_the_batch_that_reaches_it(lengths, batch_tokens, max_tokens, warmup) -> None:
+    lengths = np.array(lengths)
+    warming = {"batch_warmup_tokens": warmup, "batch_warmup_start_ratio": 0.25 if warmup else None}
+    plan = BatchPlan(lengths, seed=3, batch_tokens=batch_tokens, max_tokens=max_tokens, **warming)
+    sizes = [int(lengths[plan.rows_of(step)[0]].sum()) for step in range(plan.num_steps)]
+    assert sum(sizes) >= max_tokens > sum(sizes[:-1])
+
+
+def test_without_an_end_the_plan_goes_on() -> None:
+    plan = BatchPlan(np.ones(10), seed=0, batch_examples=5)
+    assert plan.num_steps is None
+    assert plan.epoch_of(99) == 49
+
+
+@settings(deadline=None)
+@given(st.integers(0, 5), st.sampled_from(["batch_tokens", "batch_examples"]))
+def test_batches_grow_linearly_and_then_stay(seed, unit) -> None:
+    lengths = np.full(997, 10)
+    full = 400 if unit == "batch_tokens" else 40
+    settings = {unit: full, "batch_warmup_tokens": 4000, "batch_warmup_start_ratio": 0.1}
+    plan = BatchPlan(lengths, seed=seed, max_steps=60, **settings)
+    before = 0
+    for step in range(36):
+        rows = len(plan.rows_of(step)[0])
+        assert rows == pytest.approx(40 * (0.1 + 0.9 * min(1, before / 4000)), abs=1)
+        before += 10 * rows
+    assert rows == 40
+    # Each epoch still has every row once, and a step can be asked for alone.
+    first = np.concatenate([plan.rows_of(step)[0] for step in range(plan.steps_per_epoch)])
+    assert sorted(first.tolist()) == list(range(997))
+    resumed = BatchPlan(lengths, seed=seed, max_steps=60, **settings)
+    assert resumed.rows_of(31)[0].tolist() == plan.rows_of(31)[0].tolist()

@@ -43,6 +43,7 @@ def frozen(outputs: Path, **changes: Any) -> dict[str, Any]:
             "num_threads": 1,
             "max_restarts": 0,
             "timeout_seconds": 60,
+            "peak_flops": None,
         },
         "tracker": {"mode": "disabled", "project": "mlmx", "entity": None},
         "outputs": str(outputs),

@@ -136,7 +136,7 @@ def test_equal_chains_side_by_side_do_each_stage_once(tmp_path):
 def test_plan_says_what_is_new(tmp_path, capsys, monkeypatch):
     run(tmp_path, frozen(tmp_path / "outputs"))
     capsys.readouterr()
-    costs = [{"num_parameters": 1234567, "tokens": None, "steps": 10, "memory_bytes": 3 * 2**20}]
+    costs = [{"num_parameters": 1234567, "tokens": None, "steps": 10, "memory_bytes": 3 * 2**20, "budget": "max_steps=10"}]
     monkeypatch.setattr(launch, "run_attached", lambda *_, **__: json.dumps(costs))
     chain.plan(frozen(tmp_path / "outputs", stages__pretrain__objective__rate=0.3))
     out = capsys.readouterr().out
@@ -144,6 +144,7 @@ def test_plan_says_what_is_new(tmp_path, capsys, monkeypatch):
     assert out.count("finished") >= 2
     assert "1,234,567" in out
     assert "3 MiB" in out
+    assert "max_steps=10" in out
     assert starts(tmp_path)["pretrain-mlm"] == 1
 
 

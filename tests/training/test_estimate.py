@@ -49,6 +49,25 @@ def test_numbers_of_a_chain_that_has_not_run(chain):
     assert finetune["tokens"] is None
 
 
+@pytest.mark.parametrize("axis", ["tokens", "flops"])
+def test_what_full_batches_would_make_of_a_budget(chain, axis):
+    (steps,) = estimate(chain[:1])
+    trainer = chain[0]["spec"]["trainer"] | {"max_steps": None, f"max_{axis}": steps[axis]}
+    record = {**chain[0], "spec": {**chain[0]["spec"], "trainer": trainer}}
+    (costs,) = estimate([record])
+    assert costs["budget"] == f"max_{axis}={steps[axis]:,}"
+    assert {name: costs[name] for name in ("steps", "tokens", "flops")} == {
+        name: steps[name] for name in ("steps", "tokens", "flops")
+    }
+
+
+def test_time_says_nothing_of_tokens(chain):
+    trainer = chain[0]["spec"]["trainer"] | {"max_steps": None, "max_seconds": 3600}
+    (costs,) = estimate([{**chain[0], "spec": {**chain[0]["spec"], "trainer": trainer}}])
+    assert costs["budget"] == "max_seconds=3,600"
+    assert costs["tokens"] is costs["steps"] is costs["flops"] is None
+
+
 def test_a_finished_parent_is_read_from_its_folder(chain, tmp_path):
     torch.set_num_threads(1)
     encoder = toy_encoder()

@@ -45,9 +45,13 @@ def test_metrics_have_what_is_relied_on(tmp_path):
         # The weighted sum of the terms' means is the loss.
         assert record["loss"] == pytest.approx(record["loss/tokens"] + 0.5 * record["loss/rows"], rel=1e-6)
         assert 0 <= record["accuracy"] <= 1
-        assert {"tokens", "supervised_tokens", "seconds", "tokens_per_second", "learning_rate", "grad_norm"} <= set(record)
+        costs = {"tokens", "supervised_tokens", "seconds", "flops", "tokens_per_second", "peak_memory_bytes"}
+        assert costs | {"learning_rate", "grad_norm", "epoch"} <= set(record)
+        assert record["model_flops_utilisation"] is None  # nobody said what the device can do
+        assert sum(share for name, share in record.items() if name.startswith("time/")) == pytest.approx(1, abs=1e-3)
     assert result["steps"] == 3
-    assert result["tokens"] == records[-1]["tokens"]
+    for axis in ("tokens", "supervised_tokens", "seconds", "flops"):
+        assert result[axis] == records[-1][axis] > 0
     assert result["final_loss"] == records[-1]["loss"]
     # At initialisation a prediction costs about the log of the number of classes.
     assert records[0]["loss/tokens"] == pytest.approx(math.log(64), rel=0.05)
@@ -191,12 +195,15 @@ def test_seeds_give_different_batches(tmp_path):
 
 
 def test_contradictions_are_reported_together():
-    wrong = {"max_epochs": 1, "batch_tokens": 5, "schedule": "wsd"}
+    wrong = {"max_epochs": 1, "batch_tokens": 5, "batch_warmup_tokens": 9, "warmup_steps": 50, "schedule": "wsd"}
     with pytest.raises(UserError) as caught:
         Trainer(**{**SETTINGS, **wrong})
     assert [problem.where for problem in caught.value.problems] == [
         "trainer.max_steps",
         "trainer.batch_tokens",
+        "trainer.batch_warmup_tokens",
+        "trainer.warmup_ratio",
+        "trainer.warmup_steps",
         "trainer.decay_ratio",
     ]
 

@@ -1,0 +1,60 @@
+"""Model FLOPs: the arithmetic that the mathematics of a forward and a backward pass needs, whatever the machine does beside it.
+
+A multiplication and an addition are two FLOPs. The backward pass of a matrix product has two more products of its size, so that a
+token costs ``6 N`` for the ``N`` numbers of all linear layers it goes through (embeddings are looked up, not multiplied), and
+attention ``12 D P`` for a layer of width ``D`` and ``P`` pairs of tokens that see each other: ``L^2`` in a row of ``L`` tokens, or
+fewer in a local window. Padding, recomputation, norms and the optimiser do not count.
+
+Everything is known before the forward pass: the lengths of the rows, and the number of predictions.
+"""
+
+# S rows, L tokens of a row
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+# Forward, gradient of the input, gradient of the weights; two FLOPs each.
+_PER_WEIGHT = 6
+# Twice as many, for scores and for weighted values.
+_PER_PAIR = 12
+
+
+def linear_flops(num_weights: int, num_vectors: int) -> int:
+    """Return the FLOPs of vectors that each go through linear layers of so many weights."""
+    return _PER_WEIGHT * num_weights * num_vectors
+
+
+def attention_flops(width: int, lengths: NDArray[np.int64], windows: list[int | None]) -> int:
+    """Return the FLOPs of attention over rows.
+
+    Args:
+        width: of all heads together.
+        lengths: (S,) tokens per row.
+        windows: for each layer, the distance below which tokens see each other; None for the whole row.
+    """
+    pairs = {window: _num_pairs(lengths, window) for window in set(windows)}
+    return _PER_PAIR * width * sum(pairs[window] for window in windows)
+
+
+def num_linear_weights(module: nn.Module, *, without: str | None = None) -> int:
+    """Return the size of all linear layers of a module, biases apart; those tied to embeddings are linear layers too.
+
+    Args:
+        module: the module.
+        without: the name of a submodule anywhere in it that is left out.
+    """
+    return sum(
+        part.weight.numel()
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and without not in name.split(".")
+    )
+
+
+def _num_pairs(lengths: NDArray[np.int64], window: int | None) -> int:
+    if window is None:
+        return int((lengths**2).sum())
+    reach = np.minimum(window - 1, np.maximum(lengths - 1, 0))
+    return int((lengths * (2 * reach + 1) - reach * (reach + 1)).sum())
