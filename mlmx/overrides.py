@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,19 @@ def parse(composer: Composer, overrides: Sequence[str], problems: list[Problem])
             yield composer.parse(line)
         except HydraException as error:
             told = "an override is key=value." if "=" not in line else f"cannot be parsed: {first_line(error)}."
-            problems.append(Problem(line, told))
+            problems.append(Problem(line, told + _quoting(composer, line)))
+
+
+def _quoting(composer: Composer, line: str) -> str:
+    """Return the advice to quote a value, such as a path with letters beyond ASCII, where that is all it needs."""
+    key, _, value = line.partition("=")
+    if not value or value[0] in "[{(\"'":
+        return ""
+    try:
+        composer.parse(f'{key}="{value}"')
+    except HydraException:
+        return ""
+    return f""" Quote the value: {shlex.quote(f'{key}="{value}"')}"""
 
 
 def alternatives_of(composer: Composer, override: Override) -> Iterator[Override]:

@@ -42,6 +42,13 @@ def test_frozen_config_has_every_stage_with_complete_named_nodes(tmp_path):
     json.dumps(result)
 
 
+def test_a_value_that_needs_quotes_is_shown_with_them(tmp_path):
+    (problem,) = problems("outputs=ü n/x").values()
+    assert problem.message.endswith("""Quote the value: 'outputs="ü n/x"'""")
+    assert frozen('outputs="ü n/x"')["outputs"] == str(tmp_path / "ü n/x")
+    assert "Quote" not in problems("chain=[a")["chain=[a"].message
+
+
 def test_all_mistakes_are_told_at_once():
     found = problems(
         "objective=mml", "seed=-1", "objective.mask_rato=1", "mask_ratio=3", "objective.mask_ratio=7", "+typo=1", "foo", "a=[1",
