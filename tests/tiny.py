@@ -39,6 +39,8 @@ TRAINER: dict[str, Any] = {
     "warmup_steps": None,
     "warmup_tokens": None,
     "decay_ratio": None,
+    "layer_decay": None,
+    "optimizer": "adamw",
     "weight_decay": 0.01,
     "betas": (0.9, 0.98),
     "eps": 1e-6,

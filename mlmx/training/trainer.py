@@ -25,14 +25,14 @@ from mlmx.data.batch import Batch
 from mlmx.data.plan import BatchPlan
 from mlmx.data.rows import RowDataset
 from mlmx.errors import Problem, UserError, user_error
-from mlmx.models.encoder import set_dropout
+from mlmx.models.encoder import Encoder, set_dropout
 from mlmx.objectives.objective import Objective
 from mlmx.stage import StageDir
 from mlmx.training.budget import Budget, Spent
 from mlmx.training.checkpoint import load_checkpoint, save_checkpoint
 from mlmx.training.loader import StepBatches
 from mlmx.training.metrics import MetricsLog, Record
-from mlmx.training.optim import adamw
+from mlmx.training.optim import Algorithm, optimizer_for, set_learning_rate
 from mlmx.training.parallel import ProcessGroup
 from mlmx.training.schedule import LearningRate, Schedule
 from mlmx.training.stopwatch import Stopwatch, peak_memory_bytes
@@ -77,6 +77,8 @@ class Trainer:
         warmup_steps: NonNegative | None,
         warmup_tokens: NonNegative | None,
         decay_ratio: Ratio | None,
+        layer_decay: Ratio | None,
+        optimizer: Algorithm,
         weight_decay: NonNegativeFloat,
         betas: tuple[Ratio, Ratio],
         eps: PositiveFloat,
@@ -112,9 +114,13 @@ class Trainer:
             warmup_steps: steps in which it does; or
             warmup_tokens: tokens in which it does.
             decay_ratio: part of the budget in which it falls; for ``wsd`` only, otherwise null.
-            weight_decay: AdamW's; not for biases and norms.
-            betas: AdamW's.
-            eps: AdamW's.
+            layer_decay: in [0, 1], by which the learning rate falls from each layer of the encoder to the one below: heads have the
+                full one, embeddings the lowest; 0: only heads learn; null: all have the same.
+            optimizer: ``adamw``, or ``stable_adamw``, which shortens the steps of a tensor whose gradients have suddenly grown
+                (Wortsman et al. 2023); see ``mlmx.training.optim``.
+            weight_decay: part of the learning rate that weights lose in a step; not biases and norms.
+            betas: the optimiser's, in [0, 1].
+            eps: the optimiser's.
             max_grad_norm: gradients are scaled down to this norm; null: never.
             dropout: every dropout of the objective; null: as the model has it.
             precision: of the forward pass; weights and optimiser are float32.
@@ -159,6 +165,7 @@ class Trainer:
             warmup_tokens=warmup_tokens,
             decay_ratio=decay_ratio,
         )
+        self.layer_decay, self.optimizer = layer_decay, optimizer
         self.weight_decay, self.betas, self.eps, self.max_grad_norm = weight_decay, betas, eps, max_grad_norm
         self.dropout, self.precision = dropout, precision
         self.log_every_steps, self.num_workers = log_every_steps, num_workers
@@ -235,12 +242,14 @@ class Trainer:
         processes.broadcast_module(objective)
         return _Run(
             objective=objective,
-            optimizer=adamw(
+            optimizer=optimizer_for(
                 objective,
+                algorithm=self.optimizer,
                 learning_rate=self.learning_rate.peak,
                 weight_decay=self.weight_decay,
                 betas=self.betas,
                 eps=self.eps,
+                scales=self._scales(objective.encoder),
             ),
             plan=plan,
             budget=Budget.of(
@@ -292,8 +301,7 @@ class Trainer:
             tokens=work.tokens, supervised_tokens=work.supervised_tokens, flops=work.flops, seconds=reports[0][2]
         )
         learning_rate, run.warmed = self.learning_rate.at(run.budget, before, run.spent, run.warmed)
-        for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(run.optimizer, learning_rate)
         run.optimizer.step()
         objective.after_step(before.steps)
         run.watch.lap("optimizer")
@@ -301,6 +309,11 @@ class Trainer:
         run.final_loss = totals["loss"]
         record = {"loss": totals["loss"], **means_of(totals, work.counts), "learning_rate": learning_rate, "grad_norm": norm}
         return record, any(stop for _, stop, _ in reports)
+
+    def _scales(self, encoder: Encoder) -> dict[nn.Parameter, float]:
+        if self.layer_decay is None:
+            return {}
+        return {parameter: self.layer_decay ** (encoder.num_layers + 1 - depth) for parameter, depth in encoder.depths().items()}
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         return torch.autocast(device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
