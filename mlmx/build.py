@@ -113,8 +113,8 @@ def problems_of(node: Mapping[str, Any], where: str, slot: str | None = None) ->
         for place, inner in _nested_nodes(settings[name], f"{where}.{name}"):
             problems += problems_of(inner, place)
         problems += _value_problems(target, parameter, settings[name], f"{where}.{name}")
-    if problems:
-        return problems
+    if problems or _has_missing(settings):
+        return problems  # What must be given is told for itself.
     try:
         if slot in _DESCRIBED:
             # A model's tokenizer is not there yet.
@@ -191,6 +191,11 @@ def _build_nested(value: Any, where: str) -> Any:
     if isinstance(value, list):
         return [_build_nested(inner, f"{where}[{i}]") for i, inner in enumerate(value)]
     return value
+
+
+def _has_missing(value: Any) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return bool(value == MISSING) or any(_has_missing(one) for one in inner)
 
 
 def _nested_nodes(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -11,7 +11,7 @@ from mlmx.driver.directories import place
 from mlmx.driver.plan import plan
 from mlmx.driver.preview import preview
 from mlmx.driver.say import say
-from mlmx.driver.stages import stages_of
+from mlmx.driver.stages import advice, stages_of
 from mlmx.driver.summary import Summary
 from mlmx.driver.sweep import end_with_main_process
 
@@ -49,6 +49,8 @@ def run(
     # What fails here was never begun, and leaves no trace.
     placed = place(stages_of(config), Path(config["outputs"]))
     execute.check(placed, config, fresh=fresh)
+    for line in advice(config):
+        say(f"warning: {line}")
     summary = Summary(run_dir, config, overrides)
     try:
         num_run = execute.run_stages(placed, fresh=fresh, worker=worker, done=summary.add)

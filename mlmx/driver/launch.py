@@ -29,6 +29,7 @@ _TORCHRUN = "mlmx.training.torchrun"
 _WATCH = "mlmx.training.deathwatch"
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 10.0
+_CHECKPOINT_SECONDS = 300.0  # to end a step and write a large model to a slow disk
 _LAST_GRACE_SECONDS = 20.0
 _TAIL_LINES = 20
 
@@ -52,7 +53,7 @@ def launch(
     say: Callable[[str], None],
     show: Callable[[str], None],
     worker: str = WORKER,
-    grace_seconds: float = _GRACE_SECONDS,
+    grace_seconds: float | None = None,
 ) -> None:
     """Run a stage's workers to their end. The caller holds the stage's lease.
 
@@ -61,7 +62,7 @@ def launch(
         say: told what the launcher itself has to say, a line each.
         show: given what the workers print, as it comes.
         worker: the module to run.
-        grace_seconds: how long workers may take to end after SIGTERM.
+        grace_seconds: how long workers may take to end after SIGTERM; None: long enough for a checkpoint where the stage trains.
 
     Raises:
         UserError: if the workers met a mistake of the user.
@@ -71,9 +72,13 @@ def launch(
     """
     config = stage.config()
     parallel = config["execution"]["parallel"]
-    num_processes = parallel["num_processes"] if config["kind"] in _TRAINING_KINDS else 1
+    trains = config["kind"] in _TRAINING_KINDS
+    num_processes = parallel["num_processes"] if trains else 1
+    # Tokenising needs no GPU, and must not wait until one is free.
+    device = "cpu" if config["kind"] == "prepare" else parallel.get("device", "auto")
+    grace = grace_seconds if grace_seconds is not None else _CHECKPOINT_SECONDS if trains else _GRACE_SECONDS
     name = uuid.uuid4().hex
-    with gpu_lease(num_processes, parallel.get("device", "auto"), say) as gpus:
+    with gpu_lease(num_processes, device, say) as gpus:
         stage.write_status("running", launch=name)
         log = _Log(stage.log_path, show)
         environment = {**os.environ, **_environment(parallel, num_processes, name), **gpus}
@@ -87,10 +92,10 @@ def launch(
                 start_new_session=True,
             )
             try:
-                _wait(process, stage, signals, log, grace_seconds)
+                _wait(process, stage, signals, log, grace)
             finally:
                 # Whatever ended the waiting, an error in this very function included.
-                _end(process, stage, grace_seconds, signals)
+                _end(process, stage, grace, signals)
                 log.follow()
                 _settle(stage, process.returncode, signals)
     signals.raise_received()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlmx.errors import Problem, UserError
+from mlmx.errors import Problem, UserError, nearest
 from mlmx.frozen import STAGE_GROUPS
 from mlmx.stage import Stage, canonical_json
 
@@ -42,9 +42,36 @@ def stages_of(config: Mapping[str, Any]) -> list[Stage]:
         problems += _contradictions(pretraining)
     if not pretrainings and not config["task"]:
         problems.append(Problem("chain", "there is nothing to do: neither a pretraining nor a task."))
+    tasks = [node.get("name", name) for name, node in config["task"].items()]
+    if (metric := config.get("sweep_metric")) and (task := metric.partition("/")[0]) not in tasks:
+        message = f"{metric!r} begins with no task of this run; selected are: {', '.join(tasks) or 'none'}."
+        problems.append(Problem("sweep_metric", message, nearest(task, tasks)))
     if problems:
         raise UserError(problems)
     return _Builder(config, pretrainings).build()
+
+
+def advice(config: Mapping[str, Any]) -> list[str]:
+    """Return what is allowed and yet hardly what the user wants: scores that say nothing of the encoder."""
+    told = []
+    if not config["chain"] and config["model"].get("tokenizer") is not None:
+        told.append("model: the encoder has random weights, which nothing trains before it is judged; --from names a trained one.")
+    worlds = {world for name in config["chain"] for world in _worlds(config["stages"][name]["corpus"])}
+    for name, node in config["task"].items():
+        if config["chain"] and not set(_worlds(node)) <= worlds:
+            told.append(
+                f"task.{name}: is in the languages of a microworld that no corpus of this chain is in; task=... chooses others."
+            )
+    return told
+
+
+def _worlds(node: Any) -> Iterator[tuple[str, int]]:
+    """Yield the made-up worlds whose languages a config's nodes are in."""
+    if isinstance(node, Mapping):
+        if "_world_" in node:
+            yield node["_world_"], node["seed"]
+        for inner in node.values():
+            yield from _worlds(inner)
 
 
 def _pretraining(config: Mapping[str, Any], name: str) -> _Pretraining:
@@ -70,9 +97,14 @@ def _contradictions(pretraining: _Pretraining) -> list[Problem]:
     """Find groups that do not fit each other, by what their YAML says of them."""
     problems = []
     objective = _name_of(pretraining.objective, "this objective")
-    if pretraining.needs_annotation and pretraining.annotator is None:
-        message = f"{objective} needs words with parts of speech or entities; choose an annotator (a corpus with gold tags: gold)."
-        problems.append(Problem(f"{pretraining.where}annotator", message))
+    if pretraining.needs_annotation:
+        needs = f"{objective} needs words with parts of speech or entities"
+        if pretraining.annotator is None:
+            message = f"{needs}; choose an annotator (a corpus with gold tags: gold)."
+            problems.append(Problem(f"{pretraining.where}annotator", message))
+        elif pretraining.annotator.get("_needs_gold_") and pretraining.corpus.get("_gold_") is False:
+            message = f"{needs}, and the corpus {_name_of(pretraining.corpus, '')} has no gold tags; choose another annotator."
+            problems.append(Problem(f"{pretraining.where}annotator", message))
     if pretraining.objective.get("_needs_parallel_") and pretraining.corpus.get("_parallel_") is False:
         message = f"{objective} needs pairs of sentences, and the corpus {_name_of(pretraining.corpus, '')} has none."
         problems.append(Problem(f"{pretraining.where}corpus", message))

@@ -98,7 +98,7 @@ class ClassificationFiles(ClassificationData):
         if path is not None and self.paths:
             problems.append(Problem("task data.path", "is one file with a split column; give it or train, dev and test, not both."))
         if path is None and not self.paths:
-            problems.append(Problem("task data.path", "no file is given: set path and split_column, or train, dev and test."))
+            problems.append(Problem("task data.path", "a file must be given: set path and split_column, or train, dev and test."))
         if (path is None) != (split_column is None):
             problems.append(
                 Problem("task data.split_column", "names the column of path that holds the split: both or neither are set.")

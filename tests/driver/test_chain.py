@@ -9,6 +9,7 @@ import pytest
 
 from mlmx.driver import chain, execute, launch
 from mlmx.driver.launch import StageFailedError
+from mlmx.driver.stages import advice
 from mlmx.errors import UserError
 from tests.driver.configs import ROOT, corpus, driver_command, frozen
 
@@ -148,19 +149,40 @@ def test_plan_says_what_is_new(tmp_path, capsys, monkeypatch):
     assert starts(tmp_path)["pretrain-mlm"] == 1
 
 
-@pytest.mark.parametrize("pretraining", ["annotator", "parallel"])
-def test_groups_that_contradict_each_other(tmp_path, pretraining):
-    config = frozen(tmp_path / "outputs")
-    stage = config["stages"]["pretrain"]
-    if pretraining == "annotator":
-        stage["objective"]["_needs_annotation_"] = True
-        where = "annotator: mlm needs words"
-    else:
-        stage["objective"]["_needs_parallel_"] = True
-        stage["corpus"] = {**corpus("news"), "_parallel_": False}
-        where = "corpus: mlm needs pairs"
-    with pytest.raises(UserError, match=where):
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"objective___needs_annotation_": True}, "annotator: mlm needs words"),
+        (
+            {
+                "objective___needs_annotation_": True,
+                "annotator": {"_needs_gold_": True},
+                "corpus": {**corpus("news"), "_gold_": False},
+            },
+            "annotator: mlm needs words .* the corpus news has no gold tags",
+        ),
+        ({"objective___needs_parallel_": True, "corpus": {**corpus("news"), "_parallel_": False}}, "corpus: mlm needs pairs"),
+    ],
+)
+def test_groups_that_contradict_each_other(tmp_path, changes, told):
+    config = frozen(tmp_path / "outputs", **{f"stages__pretrain__{key}": value for key, value in changes.items()})
+    with pytest.raises(UserError, match=told):
         chain.stages_of(config)
+
+
+def test_a_sweep_metric_of_no_task_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(UserError, match="sweep_metric: .*Did you mean 'bitext'"):
+        chain.stages_of(frozen(tmp_path / "outputs", sweep_metric="bitxt/test/f1"))
+
+
+def test_what_says_nothing_of_the_encoder_is_pointed_out(tmp_path):
+    assert advice(frozen(tmp_path)) == []
+    assert "random weights" in advice(frozen(tmp_path, chain=[]))[0]
+    microworld = {"data": {"_world_": "microworld", "seed": 0}}
+    assert "no corpus of this chain" in advice(frozen(tmp_path, task={"bitext": microworld}))[0]
+    world = {"_world_": "microworld", "seed": 0}
+    assert advice(frozen(tmp_path, task={"bitext": microworld}, stages__pretrain__corpus={"parts": {"a": world}})) == []
+    assert len(advice(frozen(tmp_path, task={"bitext": microworld}, stages__pretrain__corpus={**world, "seed": 1}))) == 1
 
 
 def test_settings_are_checked_before_anything_runs(tmp_path, monkeypatch):

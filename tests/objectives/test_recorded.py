@@ -1,4 +1,4 @@
-"""Numbers of an objective cannot move without a new ``_version_``.
+"""Numbers of an objective cannot move unnoticed: a recording fails until somebody records anew.
 
 ``python tests/objectives/test_recorded.py`` records anew: after raising ``_version_``, with a line under Numerics in the CHANGELOG.
 """

@@ -138,7 +138,7 @@ def test_a_label_that_never_occurs_in_training_is_reported_and_wrong(tmp_path, m
         ({"text_column": "coment"}, "no column 'coment'; there are 'comment', 'polarity', 'split', 'id'. Did you mean 'comment'"),
         ({"split_column": None}, "task.sentiment.data.split_column: names the column"),
         ({"test": "x"}, "task.sentiment.data.path: is one file with a split column"),
-        ({"path": None, "split_column": None}, "task.sentiment.data.path: no file is given"),
+        ({"path": None, "split_column": None}, "task.sentiment.data.path: a file must be given"),
     ],
 )
 def test_bad_data_settings(one_file, make_encoder, data, message):
@@ -161,7 +161,7 @@ def test_lines_without_text_or_label_are_skipped_and_counted(tmp_path, caplog):
     extra = [{"comment": " ", "polarity": "P"}, {"comment": "so", "polarity": None}]
     path = write(tmp_path / "a.jsonl.gz", rows("", "PN") + extra)
     with caplog.at_level(logging.WARNING):
-        examples = task({"train": path}).data.load("train")
+        examples = task({"train": path, "test": path}).data.load("train")
     assert [example.id for example in examples] == ["1", "2"]
     assert "1 lines skipped: no text" in caplog.text
     assert "1 lines skipped: no label" in caplog.text
