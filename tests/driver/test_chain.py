@@ -159,7 +159,7 @@ def test_plan_says_what_is_new(tmp_path, capsys, monkeypatch):
                 "annotator": {"_needs_gold_": True},
                 "corpus": {**corpus("news"), "_gold_": False},
             },
-            "annotator: mlm needs words .* the corpus news has no gold tags",
+            r"annotator: mlm needs words .* the corpus news has no gold tags",
         ),
         ({"objective___needs_parallel_": True, "corpus": {**corpus("news"), "_parallel_": False}}, "corpus: mlm needs pairs"),
     ],
@@ -171,7 +171,7 @@ def test_groups_that_contradict_each_other(tmp_path, changes, told):
 
 
 def test_a_sweep_metric_of_no_task_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(UserError, match="sweep_metric: .*Did you mean 'bitext'"):
+    with pytest.raises(UserError, match=r"sweep_metric: .*Did you mean 'bitext'"):
         chain.stages_of(frozen(tmp_path / "outputs", sweep_metric="bitxt/test/f1"))
 
 
