@@ -31,7 +31,7 @@ class Parallel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     num_processes: Positive
-    strategy: Literal["replicate", "shard"]
+    strategy: Literal["replicate"]
     device: Literal["auto", "cpu", "cuda"]
     num_threads: Positive | None
     max_restarts: NonNegative

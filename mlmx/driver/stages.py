@@ -51,11 +51,18 @@ def stages_of(config: Mapping[str, Any]) -> list[Stage]:
     return _Builder(config, pretrainings).build()
 
 
+_FROM_SCRATCH_RATE = 5e-4  # Published rates of continued pretraining are at most a few 1e-4.
+
+
 def advice(config: Mapping[str, Any]) -> list[str]:
     """Return what is allowed and yet hardly what the user wants: scores that say nothing of the encoder."""
     told = []
     if not config["chain"] and config["model"].get("tokenizer") is not None:
         told.append("model: the encoder has random weights, which nothing trains before it is judged; --from names a trained one.")
+    for name in config["chain"]:
+        rate = config["stages"][name]["trainer"].get("learning_rate", 0.0)
+        if config["model"].get("tokenizer") is None and rate >= _FROM_SCRATCH_RATE:
+            told.append(f"trainer.learning_rate: {rate} of {name} may undo what the encoder has learned; see trainer=continued.")
     worlds = {world for name in config["chain"] for world in _worlds(config["stages"][name]["corpus"])}
     for name, node in config["task"].items():
         if config["chain"] and not set(_worlds(node)) <= worlds:

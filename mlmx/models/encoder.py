@@ -18,6 +18,7 @@ from transformers import AutoModelForMaskedLM
 from transformers.modeling_outputs import BaseModelOutput
 
 from mlmx.data.batch import Batch
+from mlmx.data.positions import longest_row, position_offset
 from mlmx.data.vocabulary import Vocabulary
 from mlmx.errors import user_error
 from mlmx.models import attention
@@ -69,8 +70,8 @@ class Encoder(nn.Module):
             raise user_error("model", message)
         self.hidden_size: int = config.hidden_size
         self.num_layers: int = config.num_hidden_layers
-        self._position_offset = _position_offset(self.base)
-        self.max_length: int = config.max_position_embeddings - self._position_offset
+        self._position_offset = position_offset(self.base)
+        self.max_length = longest_row(self.base)
         self._takes = set(inspect.signature(self.base.forward).parameters)
         self.packed, self.packing_problem = self._probe()
         if not self.packed:
@@ -317,14 +318,6 @@ def _dropouts(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         elif isinstance(getattr(part, "attention_dropout", None), float):
             # ModernBERT keeps the probability as a number and calls the functional form.
             yield part, "attention_dropout"
-
-
-def _position_offset(base: nn.Module) -> int:
-    # RoBERTa and its kin keep rows 0..padding_idx of the position table for padding and begin at padding_idx + 1.
-    for name, module in base.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return module.padding_idx + 1
-    return 0
 
 
 def _sorted_by_length(cu_seqlens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mlmx.errors import user_error
-
 Value = TypeVar("Value")
 
 # Gradients travel in pieces of about this many numbers (100 MB of float32): large enough to fill the wire, small beside the model.
@@ -119,7 +117,6 @@ def process_group(
     device: Literal["auto", "cpu", "cuda"],
     num_threads: int | None,
     timeout_seconds: float,
-    strategy: Literal["replicate", "shard"] = "replicate",
     peak_flops: float | None = None,
 ) -> Iterator[ProcessGroup]:
     """Join the processes that torchrun started, or stand alone where it did not.
@@ -130,14 +127,8 @@ def process_group(
         device: ``auto`` takes CUDA where there is a GPU.
         num_threads: CPU threads per process; None: what ``OMP_NUM_THREADS`` says, or the cores divided among the processes.
         timeout_seconds: how long a collective waits for the other ranks before it fails.
-        strategy: ``replicate`` keeps the whole model on every rank.
         peak_flops: FLOPs per second that one device can do at most, at the precision in use; None: not known.
-
-    Raises:
-        UserError: for ``shard``, which does not exist yet.
     """
-    if strategy != "replicate":
-        raise user_error("parallel.strategy", f"{strategy!r} is not built yet; use 'replicate'.")
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     # Said explicitly, since torchrun sets 1 thread and a direct start all cores.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

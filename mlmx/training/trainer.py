@@ -330,8 +330,9 @@ class Trainer:
         if state is not None:
             run.spent = Spent(**state["spent"])
             run.warmed, run.final_loss = state["warmed"], state["final_loss"]
-            if len(set(run.processes.gather(run.spent.steps))) > 1:
-                raise RuntimeError("the ranks found different checkpoints; is the stage directory on a shared disk?")
+        if len(set(run.processes.gather(run.spent.steps))) > 1:
+            raise RuntimeError("the ranks found different checkpoints; is the stage directory on a shared disk?")
+        if state is not None:
             log.warning("goes on after %s", run.budget.told(run.spent))
 
 

@@ -156,7 +156,6 @@ def run(stage: StageDir) -> None:
         device=parallel["device"],
         num_threads=parallel["num_threads"],
         timeout_seconds=parallel["timeout_seconds"],
-        strategy=parallel["strategy"],
         peak_flops=parallel["peak_flops"],
     ) as processes:
         # Whatever a constructor draws (an encoder from scratch, a fresh head) is drawn from here.

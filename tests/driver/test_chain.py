@@ -178,6 +178,8 @@ def test_a_sweep_metric_of_no_task_is_refused_before_anything_runs(tmp_path):
 def test_what_says_nothing_of_the_encoder_is_pointed_out(tmp_path):
     assert advice(frozen(tmp_path)) == []
     assert "random weights" in advice(frozen(tmp_path, chain=[]))[0]
+    trained = frozen(tmp_path, model__tokenizer=None, stages__pretrain__trainer__learning_rate=1e-3)
+    assert "trainer=continued" in advice(trained)[0]
     microworld = {"data": {"_world_": "microworld", "seed": 0}}
     assert "no corpus of this chain" in advice(frozen(tmp_path, task={"bitext": microworld}))[0]
     world = {"_world_": "microworld", "seed": 0}

@@ -3,11 +3,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
 import torch
 from torch import nn
 
-from mlmx.errors import UserError
 from mlmx.training.parallel import ProcessGroup, process_group
 
 # Two ranks: rank 1 has no gradient for the second parameter, and nobody has one for the third.
@@ -42,14 +40,6 @@ def test_one_process_is_a_group_of_its_own():
         assert parameter.grad is None
         group.barrier()
     assert ProcessGroup().device.type == "cpu"
-
-
-def test_shard_is_refused_rather_than_ignored():
-    with (
-        pytest.raises(UserError, match="not built yet"),
-        process_group(device="cpu", num_threads=1, timeout_seconds=1, strategy="shard"),
-    ):
-        pass
 
 
 def test_two_ranks_agree(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlmx.build import Positive
 from mlmx.data.corpus import Annotation, Annotator, Segment
+from mlmx.data.positions import longest_row
 from mlmx.data.rows import TokenRows
 from mlmx.data.rows_from_text import WordRows
 from mlmx.data.vocabulary import Vocabulary
@@ -27,7 +28,7 @@ class HuggingFaceAnnotator(Annotator):
         revision: commit of the repository; null for its newest (the run's fingerprint then holds the commit found).
         layer: which layer its tags fill; entity tags in IOB2 (``B-PER``) or plain (``PER``).
         tag_map: tag -> class; null for a tag to drop, tags that are not named stay. Null for no map.
-        max_length: tokens per window at most.
+        max_length: tokens per window at most; fewer where the model has fewer positions.
         batch_tokens: tokens per forward at most, padding included.
         trust_remote_code: whether code from the repository may run.
     """
@@ -66,6 +67,7 @@ class HuggingFaceAnnotator(Annotator):
             raise user_error(
                 "annotator.path", f"{self.path} is no trained token classifier: it has no weights for {', '.join(missing)}."
             )
+        self.max_length = min(self.max_length, longest_row(model))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device).eval()
         self.vocabulary = Vocabulary.from_tokenizer(self.tokenizer)

@@ -215,13 +215,14 @@ def test_a_corpus_without_any_tag_is_the_users_error(tmp_path: Path) -> None:
     assert not (tmp_path / "tags").exists()
 
 
-def _tagger(folder: Path) -> None:
+def _tagger(folder: Path, num_positions: int = 512) -> None:
     import torch
     from transformers import BertConfig, BertForTokenClassification
 
     torch.manual_seed(0)
     trained = tokenizer()
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes["max_position_embeddings"] = num_positions
     labels = ["O", "B-person", "I-person"]
     model = BertForTokenClassification(BertConfig(vocab_size=len(trained), num_labels=3, **sizes))
     model.config.id2label = dict(enumerate(labels))
@@ -250,6 +251,12 @@ def test_checkpoint_tags_words_as_the_model_alone_does(tmp_path: Path) -> None:
         assert annotation.tags["entity"] == expected
     windowed = annotator("hf", path=str(tmp_path / "tagger"), max_length=8)
     assert None not in windowed.annotate([Segment(texts[0], "en")])[0].tags["entity"]
+
+
+def test_windows_are_no_longer_than_the_model(tmp_path: Path) -> None:
+    _tagger(tmp_path / "tagger", num_positions=8)
+    found = annotator("hf", path=str(tmp_path / "tagger"), max_length=256)
+    assert None not in found.annotate([Segment("Ms Silva went to Colombo with Ms Perera.", "en")])[0].tags["entity"]
 
 
 def test_a_model_without_a_trained_head_is_refused(tmp_path: Path) -> None:
