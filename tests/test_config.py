@@ -33,7 +33,7 @@ def test_frozen_config_has_every_stage_with_complete_named_nodes(tmp_path):
     assert stage["objective"] == {
         "_target_": "plug.Tlm", "_version_": 1, "mask_ratio": 0.15, "reset_positions": True, "_name_": "tlm"
     }  # fmt: skip
-    assert stage["annotator"] is None
+    assert stage["annotator"]["_name_"] == "gold"
     assert stage["trainer"]["_name_"] == "pretrain"
     assert result["task"]["sentiment"]["trainer"]["_name_"] == "finetune"
     assert result["task"]["bitext"]["_name_"] == "bitext"

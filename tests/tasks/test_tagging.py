@@ -85,7 +85,9 @@ def test_the_stage_is_an_annotator(tmp_path, make_encoder):
     objective.export(tmp_path / "stage" / "encoder")
     node = {"_target_": "mlmx.data.annotators.hf.HuggingFaceAnnotator", "path": str(tmp_path / "stage"), "revision": None}
     node |= {"layer": "entity", "tag_map": None, "max_length": 16, "batch_tokens": 64, "trust_remote_code": False}
-    annotation = build(node, where="annotator").annotate([Segment("Anna lives in Oslo", "en")])[0]
+    annotator = build(node, where="annotator")
+    annotator.load()
+    annotation = annotator.annotate([Segment("Anna lives in Oslo", "en")])[0]
     assert annotation.tags["entity"] == ["B-PER", "O", "O", "B-LOC"]
 
 
