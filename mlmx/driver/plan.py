@@ -13,6 +13,7 @@ from rich.table import Table
 from mlmx.driver import execute, launch
 from mlmx.driver.contents import source_hash
 from mlmx.driver.directories import Placed, place
+from mlmx.driver.lease import drain
 from mlmx.driver.say import say, show_table
 from mlmx.driver.stages import stages_of
 from mlmx.stage import StageDir, canonical_document
@@ -75,7 +76,9 @@ def _state(one: Placed) -> str:
     directory = one.directory
     if directory.finished:
         return "finished"
-    return str(directory.status().get("state", "to do"))
+    state = str(directory.status().get("state", "to do"))
+    # Who is killed outright leaves the word "running" behind.
+    return "interrupted" if state == "running" and drain(directory, lambda _: None, 0.0) else state
 
 
 def _say_difference(one: Placed) -> None:

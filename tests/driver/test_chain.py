@@ -8,6 +8,7 @@ import time
 import pytest
 
 from mlmx.driver import chain, execute, launch
+from mlmx.driver.directories import place
 from mlmx.driver.launch import StageFailedError
 from mlmx.driver.stages import advice
 from mlmx.errors import UserError
@@ -65,6 +66,11 @@ def test_reuse_under_another_name(tmp_path, capsys):
     config["stages"]["first"] = config["stages"].pop("pretrain")
     run(tmp_path, config, "again")
     assert starts(tmp_path)["pretrain-mlm"] == 1
+    (changed,) = place(chain.stages_of(frozen(tmp_path / "outputs", seed=7)), tmp_path / "outputs")[-2:-1]
+    changed.directory.path.mkdir(parents=True)
+    changed.directory.write_status("running", launch="killed outright")
+    chain.plan(frozen(tmp_path / "outputs", seed=7))
+    assert "interrupted" in capsys.readouterr().out
     assert not list((tmp_path / "outputs" / "stages").glob("pretrain-first-*"))
 
 
