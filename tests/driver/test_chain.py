@@ -66,11 +66,6 @@ def test_reuse_under_another_name(tmp_path, capsys):
     config["stages"]["first"] = config["stages"].pop("pretrain")
     run(tmp_path, config, "again")
     assert starts(tmp_path)["pretrain-mlm"] == 1
-    (changed,) = place(chain.stages_of(frozen(tmp_path / "outputs", seed=7)), tmp_path / "outputs")[-2:-1]
-    changed.directory.path.mkdir(parents=True)
-    changed.directory.write_status("running", launch="killed outright")
-    chain.plan(frozen(tmp_path / "outputs", seed=7))
-    assert "interrupted" in capsys.readouterr().out
     assert not list((tmp_path / "outputs" / "stages").glob("pretrain-first-*"))
 
 
@@ -153,6 +148,11 @@ def test_plan_says_what_is_new(tmp_path, capsys, monkeypatch):
     assert "3 MiB" in out
     assert "max_steps=10" in out
     assert starts(tmp_path)["pretrain-mlm"] == 1
+    (changed,) = place(chain.stages_of(frozen(tmp_path / "outputs", seed=7)), tmp_path / "outputs")[-2:-1]
+    changed.directory.path.mkdir(parents=True)
+    changed.directory.write_status("running", launch="killed outright")
+    chain.plan(frozen(tmp_path / "outputs", seed=7))
+    assert "interrupted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
