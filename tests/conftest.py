@@ -1,8 +1,12 @@
 """What holds for every test."""
 
 import logging
+import signal
 
 import pytest
+
+# A shell without job control starts background programs with Ctrl-C ignored, and the programs of a test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
