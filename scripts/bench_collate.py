@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -59,8 +58,7 @@ def main() -> None:
             speeds.setdefault(f"transformers {name}", []).append(_speed(run))
         for name, collator in ours.items():
             speeds.setdefault(f"mlmx {name}", []).append(_speed(lambda collator=collator: _run(collator, taken)))  # type: ignore[misc]
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"batches of {given.lines} lines of {lines.lengths.mean():.1f} tokens on average, one thread, {versions}\n")
+    print(f"batches of {given.lines} lines of {lines.lengths.mean():.1f} tokens on average, one thread, {synthetic.versions()}\n")
     print("| | tokens/s (median) | against Transformers |\n|---|---|---|")
     for name, values in speeds.items():
         reference = speeds["transformers mlm" if name.endswith(" mlm") else "transformers whole_word"]

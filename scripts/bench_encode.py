@@ -9,7 +9,6 @@ too. Both must give the same vectors. Needs ``pip install 'mlmx[bench]'``.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import sys
 import tempfile
@@ -20,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import synthetic
 import torch
-import transformers
 from numpy.typing import NDArray
 
 from mlmx.data.rows_from_text import TextRows
@@ -68,7 +66,7 @@ def main() -> None:
     for _ in range(given.turns):
         for name, run in (("sentence-transformers", theirs), ("mlmx", ours)):
             speeds[name].append(_speed(run, given.sentences))
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    versions = synthetic.versions()
     versions += f", sentence-transformers {sentence_transformers.__version__}"
     print(
         f"{given.sentences:,} sentences of {lines.lengths.mean():.1f} tokens on average, {given.num_layers} layers of width "

@@ -9,7 +9,6 @@ checked or logged.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import tempfile
 import time
@@ -17,7 +16,6 @@ from pathlib import Path
 
 import synthetic
 import torch
-import transformers
 
 from mlmx.build import build
 from mlmx.objectives.objective import Objective
@@ -49,10 +47,9 @@ def main() -> None:
         for name, run in (("bare loop", _bare), ("mlmx", _trained)):
             objective = build(synthetic.node("objective", "mlm"), synthetic.encoder(words, **sizes), synthetic.CORPUS)
             seconds[name].append(run(trainer, objective, lines) / given.steps)
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     print(
         f"{given.num_layers} layers of width {given.hidden_size}, vocabulary {_VOCAB_SIZE:,}, {given.lines} lines a batch, "
-        f"{torch.get_num_threads()} threads, {versions}\n"
+        f"{torch.get_num_threads()} threads, {synthetic.versions()}\n"
     )
     print("| | ms per step, each turn |\n|---|---|")
     for name, values in seconds.items():

@@ -159,8 +159,8 @@ def _peak_bytes() -> int:
 
 
 def _report(given: argparse.Namespace, turns: dict[str, list[dict[str, Any]]]) -> None:
+    import synthetic
     import torch
-    import transformers
 
     last = max(1, given.steps // 4)
     rows = {}
@@ -172,7 +172,7 @@ def _report(given: argparse.Namespace, turns: dict[str, list[dict[str, Any]]]) -
     print(
         f"vocabulary {given.vocab_size:,}, {given.num_layers} layers of width {given.hidden_size}, {given.lines} lines a batch, "
         f"{given.steps} steps, {given.turns} turns each, {given.precision}, {torch.get_num_threads()} threads of {_hardware()}, "
-        f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}\n"
+        f"{synthetic.versions()}\n"
     )
     print("| | real tokens/s, each turn | peak memory | first loss | loss of the last quarter |\n|---|---|---|---|---|")
     for name, (_, peak, first, loss) in rows.items():

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 import yaml
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -126,3 +128,8 @@ def node(group: str, option: str, **settings: Any) -> dict[str, Any]:
     """Return a component's settings as its YAML has them, some replaced."""
     plain = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8"))
     return {**plain, **settings}
+
+
+def versions() -> str:
+    """Return what a measurement was made with."""
+    return f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
