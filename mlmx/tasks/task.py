@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mlmx.data.rows import RowDataset
@@ -91,9 +92,12 @@ class Task(ABC):
 
     Attributes:
         name: the word it is selected by, ``task=<name>``.
+        folder: the directory of the stage that carries it out, for files beside its scores (a submission, a run, an index); None
+            where no stage does.
     """
 
     name: str
+    folder: Path | None = None
 
     def objective(self, encoder: Encoder) -> Objective | None:
         """Return what to fine-tune, or None for a task that judges the encoder as it is."""

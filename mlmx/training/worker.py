@@ -85,7 +85,9 @@ def pretrain(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
 def finetune(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Train a task's objective on the task's data."""
     task: Task = build(spec["task"], where=f"task.{spec['task']['name']}")
-    encoder = _encoder(stage, spec)
+    task.folder = stage.path
+    # Where it is trained: a task may need it to choose what to train on.
+    encoder = _encoder(stage, spec).to(processes.device)
     objective = task.objective(encoder)
     assert objective is not None, "a task with a trainer has an objective"
     trainer = build(spec["trainer"], where=f"task.{task.name}.trainer")
@@ -100,6 +102,7 @@ def finetune(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
 def evaluate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Judge an encoder, or what was fine-tuned from it, by a task."""
     task: Task = build(spec["task"], where=f"task.{spec['task']['name']}")
+    task.folder = stage.path
     model = stage.parent("model")
     if model is not None and model.config()["kind"] == "finetune":
         judged = task.objective(load_encoder(model.encoder_dir))
