@@ -31,6 +31,7 @@ class Batch:
         progress: in [0, 1], the part of the budget that is spent, for schedules. The trainer sets it when it takes the batch: a
             batch may be made long before its step, when nobody knows yet what part of some budgets (seconds, supervised tokens,
             FLOPs) will be spent by then.
+        counted: False for a batch that is there only so that all processes make the same calls: nothing of it counts.
     """
 
     tensors: Mapping[str, Tensor]
@@ -39,6 +40,7 @@ class Batch:
     max_seqlen: int
     step: int = 0
     progress: float = 0.0
+    counted: bool = True
 
     @property
     def num_tokens(self) -> int:
@@ -52,6 +54,11 @@ class Batch:
         """Return the batch on a device (the copy overlaps computation where memory is pinned)."""
         tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
         return replace(self, tensors=tensors, keys=self.keys.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory from which a GPU copies by itself; torch's ``DataLoader`` calls this."""
+        tensors = {name: tensor.pin_memory() for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors, keys=self.keys.pin_memory())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
