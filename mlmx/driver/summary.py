@@ -100,9 +100,11 @@ class Summary:
             return
         table = Table("task", "split", "metric", title=f"{self._record['name']}, seed {self._record['seed']}", title_justify="left")
         table.add_column("value", justify="right")
+        table.add_column("trivial", justify="right")
         table.add_column("examples", justify="right")
         for score in self._scores:
-            table.add_row(score["task"], score["split"], score["metric"], f"{score['value']:.4f}", str(score["num_examples"]))
+            values = [f"{value:.4f}" if value is not None else "" for value in (score["value"], score.get("trivial"))]
+            table.add_row(score["task"], score["split"], score["metric"], *values, str(score["num_examples"]))
         show_table(table)
 
     def _write(self) -> None:

@@ -94,7 +94,10 @@ def _difference_text(found: Difference) -> str:
 
 
 def _explanation(baselines: Mapping[str, Row]) -> str:
-    text = f"Means over seeds, with Student's 95% interval where there are at least {MIN_SEEDS} seeds."
+    text = (
+        f"Means over seeds, with Student's 95% interval where there are at least {MIN_SEEDS} seeds; trivial: what the most "
+        "frequent answer or chance gets."
+    )
     if not baselines:
         return text
     names = ", ".join(dict.fromkeys(row.label for row in baselines.values()))
@@ -110,12 +113,7 @@ def _markdown(
 ) -> str:
     lines = ["# Results", "", _explanation(baselines), ""]
     for title, shown, metrics in _tables(rows, keys):
-        better = {key: "higher" if _higher_is_better(shown, key) else "lower" for key in metrics}
-        lines += [
-            f"## {title}",
-            "",
-            _markdown_line(["configuration", "seeds", *(f"{key.metric} ({better[key]})" for key in metrics)]),
-        ]
+        lines += [f"## {title}", "", _markdown_line(["configuration", "seeds", *(_heading(shown, key) for key in metrics)])]
         lines.append(_markdown_line(["---"] * (len(metrics) + 2)))
         for row in shown:
             texts = []
@@ -137,8 +135,14 @@ def _markdown_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-def _higher_is_better(rows: Sequence[Row], key: ScoreKey) -> bool:
-    return next(score.higher_is_better for row in rows for score in row.cells.get(key, {}).values())
+def _heading(rows: Sequence[Row], key: ScoreKey) -> str:
+    # The metric, its direction, and what the most frequent answer or chance would get.
+    scores = [score for row in rows for score in row.cells.get(key, {}).values()]
+    trivial = sorted({f"{score.trivial:.4f}" for score in scores if score.trivial is not None})
+    direction = "higher" if scores[0].higher_is_better else "lower"
+    if not trivial:
+        return f"{key.metric} ({direction})"
+    return f"{key.metric} ({direction}; trivial: {' to '.join(dict.fromkeys([trivial[0], trivial[-1]]))})"
 
 
 def _terminal(
@@ -154,7 +158,7 @@ def _terminal(
         table.add_column("configuration")
         table.add_column("seeds", justify="right")
         for key in metrics:
-            table.add_column(key.metric + ("" if _higher_is_better(shown, key) else " (lower is better)"))
+            table.add_column(_heading(shown, key))
         for row in shown:
             texts = []
             for key in metrics:

@@ -39,6 +39,7 @@ class RunScore:
         num_examples: how many examples it is computed over.
         higher_is_better: its direction.
         stage: name of the evaluation's stage directory.
+        trivial: what the most frequent answer or chance gets, or None.
     """
 
     key: ScoreKey
@@ -46,6 +47,7 @@ class RunScore:
     num_examples: int
     higher_is_better: bool
     stage: str
+    trivial: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,7 @@ def _score(record: Mapping[str, Any]) -> RunScore:
         num_examples=int(record["num_examples"]),
         higher_is_better=bool(record["higher_is_better"]),
         stage=str(record.get("stage", "")),
+        trivial=record.get("trivial"),
     )
 
 

@@ -24,6 +24,8 @@ class Score:
         value: the score.
         num_examples: how many examples it is computed over: sentences, words, pieces, gold pairs or gold entities.
         higher_is_better: its direction.
+        trivial: what one gets without looking at the examples: by the most frequent answer of the training data, or by chance; None
+            where the task does not say.
     """
 
     task: str
@@ -32,6 +34,7 @@ class Score:
     value: float
     num_examples: int
     higher_is_better: bool
+    trivial: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

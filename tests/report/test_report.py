@@ -90,6 +90,12 @@ class Outputs:
         }
         (folder / "summary.json").write_text(json.dumps(summary))
 
+    def change_scores(self, **changes) -> None:
+        """Change all scores of the last run."""
+        path = max((self.folder / "runs").glob("*/summary.json"))
+        summary = json.loads(path.read_text())
+        path.write_text(json.dumps(summary | {"scores": [score | changes for score in summary["scores"]]}))
+
     def report(self, **settings) -> str:
         return report(self.folder, **settings)
 
@@ -306,3 +312,13 @@ def test_the_report_imports_nothing_of_the_workers():
         "import sys, mlmx.report; print([m for m in ('torch', 'transformers', 'datasets', 'wandb', 'sklearn') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_what_the_most_frequent_answer_gets_stands_beside_the_metric(outputs):
+    outputs.run("mlm", 0, 0.5)
+    assert "accuracy_forward (higher) " in outputs.report()
+    outputs.change_scores(trivial=0.25)
+    assert "accuracy_forward (higher; trivial: 0.2500)" in outputs.report()
+    outputs.run("mlm", 1, 0.5)
+    outputs.change_scores(trivial=0.3, higher_is_better=True)
+    assert "accuracy_forward (higher; trivial: 0.2500 to 0.3000)" in outputs.report()
