@@ -31,6 +31,8 @@ class Parallel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     num_processes: Positive
+    num_nodes: Positive
+    rendezvous: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+:[0-9]+$")] | None
     strategy: Literal["replicate"]
     device: Literal["auto", "cpu", "cuda"]
     num_threads: Positive | None
@@ -179,6 +181,12 @@ def _settings_problems(config: Mapping[str, Any]) -> list[Problem]:
         for package in (plugins if isinstance(plugins, list) else ())
         if isinstance(package, str) and not _importable(package)
     ]
+    parallel = config.get("parallel")
+    if isinstance(parallel, Mapping) and isinstance(nodes := parallel.get("num_nodes"), int):
+        if nodes > 1 and parallel.get("rendezvous") is None:
+            problems.append(Problem("parallel.rendezvous", f"must be given for {nodes} nodes: <host of one of them>:<free port>."))
+        elif nodes == 1 and parallel.get("rendezvous") is not None:
+            problems.append(Problem("parallel.rendezvous", "has no effect on one node: parallel.num_nodes is 1."))
     chain = config.get("chain")
     if isinstance(chain, list) and len(set(map(str, chain))) < len(chain):
         problems.append(Problem("chain", f"{chain} names a stage twice."))

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +24,8 @@ from typing import IO, Any, Literal, cast
 import yaml  # type: ignore[import-untyped]
 
 from mlmx.build import is_description
-from mlmx.errors import Problem, UserError
+from mlmx.errors import Problem, UserError, user_error
+from mlmx.manifest import damage, manifest_of
 
 FORMAT = 1
 """Version of the stage directory and of the fingerprint; raising it makes every finished stage unknown."""
@@ -31,7 +33,16 @@ FORMAT = 1
 DRIVER_VARIABLE = "MLMX_DRIVER"
 """Environment variable by which the driver tells workers ``pid start_time launch``; absent when a worker is run by hand."""
 
+EXIT_USER_ERROR = 2
+"""Exit code of a worker whose user can mend what went wrong."""
+
 KINDS = ("prepare", "annotate", "pretrain", "finetune", "eval")
+
+TRAINING_KINDS = ("pretrain", "finetune")
+"""Stages that write checkpoints and may have several processes; the others are one process each."""
+
+PRODUCTS = ("data", "tokenizer", "encoder", "model.safetensors", "predictions.jsonl", "config.yaml")
+"""Files and folders of a stage that later stages and people rely on, where it has them."""
 
 State = Literal["running", "failed", "finished"]
 
@@ -147,6 +158,14 @@ def error_to_json(error: BaseException) -> dict[str, Any]:
     return {"message": f"{type(error).__name__}: {error}"}
 
 
+def ending_of(code: int) -> str:
+    """Tell how a process ended: its exit code, or the signal that killed it, as a negative number."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"was killed by {name}" + (", as the system does when memory runs out" if -code == signal.SIGKILL else "")
+
+
 def user_error_from_json(record: Mapping[str, Any] | None) -> UserError | None:
     """Return the user's error that ``status.json`` describes, or None if it describes none."""
     problems = (record or {}).get("problems")
@@ -182,6 +201,11 @@ class StageDir:
         return self.path / "result.json"
 
     @property
+    def manifest_path(self) -> Path:
+        """``manifest.json``: the checksums of what a finished stage made."""
+        return self.path / "manifest.json"
+
+    @property
     def metrics_path(self) -> Path:
         """``metrics.jsonl``: one JSON object per logged step."""
         return self.path / "metrics.jsonl"
@@ -203,7 +227,7 @@ class StageDir:
 
     @property
     def workers_lock_path(self) -> Path:
-        """The file whose shared lock every worker holds while it lives, with one line ``pid start_time`` for each."""
+        """The file whose shared lock every worker holds while it lives, with a line ``pid start_time host`` for each."""
         return self.path / "lock.workers"
 
     @property
@@ -252,10 +276,32 @@ class StageDir:
         """Whether the stage's result is there."""
         return self.result_path.exists()
 
+    def damage(self, *, thorough: bool) -> str | None:
+        """Return what is wrong with the files of a finished stage, or None.
+
+        Args:
+            thorough: read them all; otherwise only those that were changed since they were written.
+        """
+        if not self.manifest_path.exists():
+            return None  # finished by an mlmx that wrote none
+        try:
+            self.result()
+            return damage(self.path, json.loads(self.manifest_path.read_text(encoding="utf-8")), thorough=thorough)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"its record cannot be read ({type(error).__name__}: {error})"
+
     def parent(self, role: str) -> StageDir | None:
-        """Return the directory of the parent in a role, or None if the stage has no such parent."""
+        """Return the directory of the parent in a role, or None if the stage has no such parent.
+
+        Raises:
+            UserError: if the config names neither a directory beside this one nor an absolute path.
+        """
         name = self.config()["parents"].get(role)
-        return StageDir(self.path.parent / name) if name is not None else None
+        if name is None:
+            return None
+        if Path(name).name != name and not Path(name).is_absolute():
+            raise user_error(f"parents.{role}", f"{name!r} is no stage beside this one ({self.config_path}).")
+        return StageDir(self.path.parent / name)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write ``config.yaml``, making the directory if need be."""
@@ -265,24 +311,32 @@ class StageDir:
         )
         self.__dict__.pop("_config", None)
 
-    def write_status(self, state: State, *, error: Mapping[str, Any] | None = None, launch: str | None = None) -> None:
+    def write_status(
+        self, state: State, *, error: Mapping[str, Any] | None = None, launch: str | None = None, num_restarts: int | None = None
+    ) -> None:
         """Write ``status.json``; ``running`` starts the clock, the other states stop it.
+
+        Of several workers that fail, most do because of the first one; so its error stands, unless one tells a mistake of the user.
 
         Args:
             state: what the stage is doing.
             error: for ``failed``: what :func:`error_to_json` gives.
-            launch: the driver's name for this launch; kept from the last status if not given.
+            launch: the driver's name for this launch; None, in a worker: that of the last status.
+            num_restarts: how often the workers of this launch were started again; None: as the last status says.
         """
         last = self.status()
-        running = state == "running"
+        begins = state == "running" and not num_restarts
+        if launch is None and state == last.get("state") == "failed" and last["error"] and not (error or {}).get("problems"):
+            error = last["error"]
         status = {
             "state": state,
-            "pid": os.getpid() if running else last.get("pid"),
-            "host": socket.gethostname() if running else last.get("host"),
-            "started": now() if running else last.get("started"),
-            "ended": None if running else now(),
+            "pid": os.getpid() if begins else last.get("pid"),
+            "host": socket.gethostname() if begins else last.get("host"),
+            "started": now() if begins else last.get("started"),
+            "ended": None if state == "running" else now(),
             "error": dict(error) if error else None,
             "launch": launch if launch is not None else last.get("launch"),
+            "num_restarts": num_restarts if num_restarts is not None else 0 if begins else last.get("num_restarts", 0),
         }
         write_atomically(self.status_path, json.dumps(status, indent=1, ensure_ascii=False) + "\n")
 
@@ -291,7 +345,9 @@ class StageDir:
         write_atomically(self.predictions_path, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in predictions))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write ``result.json``: the stage is finished with this."""
+        """Write ``manifest.json`` of what the stage made, and ``result.json``: the stage is finished with this."""
+        manifest = manifest_of(self.path, PRODUCTS)
+        write_atomically(self.manifest_path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
         write_atomically(self.result_path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -318,7 +374,7 @@ def _plain(value: Any) -> Any:
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a damaged status is as good as none
         return None
 
 

@@ -37,7 +37,7 @@ def test_files_of_a_stage_come_back_as_they_were_written(tmp_path):
     stage.write_result({"scores": []})
     assert stage.finished
     assert stage.result() == {"scores": []}
-    assert sorted(path.name for path in stage.path.iterdir()) == ["config.yaml", "result.json"]
+    assert sorted(path.name for path in stage.path.iterdir()) == ["config.yaml", "manifest.json", "result.json"]
 
 
 def test_status_keeps_who_and_since_when(tmp_path):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mlmx.driver import execute, launch
+from mlmx.driver.command import StageFailedError, run_attached
 from mlmx.driver.directories import place
 from mlmx.driver.plan import plan
 from mlmx.driver.preview import preview
 from mlmx.driver.say import say
 from mlmx.driver.stages import advice, stages_of
+from mlmx.driver.storage import told_if_full
 from mlmx.driver.summary import Summary
 from mlmx.driver.sweep import end_with_main_process
+from mlmx.errors import user_error
 
 __all__ = ["plan", "preview", "run", "stages_of"]
 
@@ -46,18 +50,22 @@ def run(
         StageFailedError: if a stage failed otherwise.
     """
     end_with_main_process()
-    # What fails here was never begun, and leaves no trace.
-    placed = place(stages_of(config), Path(config["outputs"]))
-    execute.check(placed, config, fresh=fresh)
-    for line in advice(config):
-        say(f"warning: {line}")
-    summary = Summary(run_dir, config, overrides)
-    try:
-        num_run = execute.run_stages(placed, fresh=fresh, worker=worker, done=summary.add)
-    except BaseException as error:
-        summary.write("failed", error)
-        raise
-    summary.write("finished")
+    if fresh and config["parallel"]["num_nodes"] > 1:
+        raise user_error("--fresh", "several nodes cannot agree on what is old; move the stages to build anew out of the way.")
+    with told_if_full(Path(config["outputs"])):
+        # What fails here was never begun, and leaves no trace.
+        placed = place(stages_of(config), Path(config["outputs"]))
+        execute.check(placed, config, fresh=fresh)
+        for line in advice(config):
+            say(f"warning: {line}")
+        summary = Summary(run_dir, config, overrides)
+        try:
+            num_run = execute.run_stages(placed, fresh=fresh, worker=worker, done=summary.add)
+        except BaseException as error:
+            with suppress(OSError):  # The error itself is to be seen, also where it can no longer be written down.
+                summary.write("failed", error)
+            raise
+        summary.write("finished")
     summary.show()
     if num_run and config["tracker"]["mode"] != "disabled":
         _publish(run_dir)
@@ -68,6 +76,6 @@ def _publish(run_dir: Path) -> None:
     """Show the chain in the tracker; a run does not fail by it."""
     with (run_dir / "tracking.log").open("w", encoding="utf-8") as log:
         try:
-            log.write(launch.run_attached(_TRACKING, str(run_dir), output=log, timeout_seconds=_TRACKING_SECONDS))
-        except launch.StageFailedError as error:
+            log.write(run_attached(_TRACKING, str(run_dir), output=log, timeout_seconds=_TRACKING_SECONDS))
+        except StageFailedError as error:
             say(f"warning: the chain was not shown in the tracker: {error}; see {run_dir / 'tracking.log'}")

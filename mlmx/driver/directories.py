@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlmx.driver.command import Group
 from mlmx.driver.contents import Contents, pinned
 from mlmx.driver.stages import place_of
 from mlmx.errors import Problem, UserError
@@ -47,6 +48,11 @@ class Placed:
             if other.finished and other.config()["fingerprint"] == self.fingerprint:
                 return other
         return own
+
+    @property
+    def group(self) -> Group:
+        """The processes that carry it out."""
+        return Group.of(self.stage.kind, self.stage.execution["parallel"])
 
     @property
     def label(self) -> str:

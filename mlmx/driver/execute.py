@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from mlmx.driver import launch
@@ -16,7 +17,7 @@ from mlmx.driver.say import say, show
 from mlmx.driver.stages import place_of
 from mlmx.driver.sweep import command_began
 from mlmx.errors import Problem, UserError
-from mlmx.stage import StageDir, canonical_json
+from mlmx.stage import PRODUCTS, StageDir, canonical_json
 
 
 def run_stages(
@@ -82,35 +83,64 @@ def check(placed: Sequence[Placed], config: Mapping[str, Any], *, fresh: bool | 
 
 
 def _carry_out(one: Placed, source: str, before: float, worker: str) -> bool:
-    """Run a stage unless its result is there; return whether it was."""
+    """Run a stage unless its result is there; return whether it was, or was made by a driver that this one joined."""
     told = _Waiting(one.label)
+    rendezvous = one.group.rendezvous
     while True:
         directory = one.directory
         if _is_usable(directory, before):
             _say_reused(one, directory, source)
             return True
-        with stage_lease(directory, told.tell):
+        with stage_lease(directory, told.tell, rendezvous=rendezvous) as leads:
+            if not leads:
+                launch.join(directory, say=told.tell, show=show, worker=worker)
             # Somebody else may have finished it meanwhile.
-            if _is_usable(directory, before):
-                continue
-            drain(directory, told.tell)
-            if before and _began(directory) < before and directory.config_path.exists():
-                _set_aside(directory)
-                continue
-            _check_fingerprint(one, directory)
-            if directory.checkpoints_dir.is_dir() and directory.config()["source"] != source:
-                say(f"{one.label}: goes on with what other code began (--fresh builds it anew)")
-            directory.write_config(one.config(source))
-            say(f"{one.label}: running in {directory.path}")
-            started = time.monotonic()
-            try:
-                with reading(parent.directory for parent in one.parents.values()):
-                    launch.launch(directory, say=told.tell, show=show, worker=worker)
-            except Exception:
-                say(f"{one.label}: failed after {time.monotonic() - started:.1f} s")
-                raise
-            say(f"{one.label}: finished in {time.monotonic() - started:.1f} s")
-            return False
+            elif not _is_usable(directory, before):
+                drain(directory, told.tell)
+                if _clear(one, directory, before):
+                    _run(one, directory, source, before, worker)
+                    return False
+
+
+def _clear(one: Placed, directory: StageDir, before: float) -> bool:
+    """Set aside what the stage must not go on from; return whether the directory is still the stage's."""
+    if before and _began(directory) < before and directory.config_path.exists():
+        _set_aside(directory)
+        return False
+    if directory.finished:
+        _set_damaged_aside(one.label, directory)
+    _check_fingerprint(one, directory)
+    return True
+
+
+def _run(one: Placed, directory: StageDir, source: str, before: float, worker: str) -> None:
+    """Run a stage on parents that are whole. The caller holds its lease."""
+    while True:
+        with reading(parent.directory for parent in one.parents.values()):
+            damaged = [parent for parent in one.parents.values() if parent.directory.damage(thorough=True) is not None]
+            if not damaged:
+                _launch(one, directory, source, worker)
+                return
+        for parent in damaged:
+            with stage_lease(parent.directory, _Waiting(parent.label).tell):
+                drain(parent.directory, _Waiting(parent.label).tell)
+                if parent.directory.finished:
+                    _set_damaged_aside(parent.label, parent.directory)
+            _carry_out(parent, source, before, worker)
+
+
+def _launch(one: Placed, directory: StageDir, source: str, worker: str) -> None:
+    if directory.checkpoints_dir.is_dir() and directory.config_path.exists() and directory.config()["source"] != source:
+        say(f"{one.label}: goes on with what other code began (--fresh builds it anew)")
+    directory.write_config(one.config(source))
+    say(f"{one.label}: running in {directory.path}")
+    started = time.monotonic()
+    try:
+        launch.launch(directory, say=_Waiting(one.label).tell, show=show, worker=worker)
+    except Exception:
+        say(f"{one.label}: failed after {time.monotonic() - started:.1f} s")
+        raise
+    say(f"{one.label}: finished in {time.monotonic() - started:.1f} s")
 
 
 @dataclass
@@ -122,7 +152,8 @@ class _Waiting:
 
 
 def _is_usable(directory: StageDir, before: float) -> bool:
-    return directory.finished and (not before or _began(directory) >= before)
+    # What is only pointed to by a later stage is read through before that stage begins.
+    return directory.finished and (not before or _began(directory) >= before) and directory.damage(thorough=False) is None
 
 
 def _began(directory: StageDir) -> float:
@@ -137,11 +168,28 @@ def _say_reused(one: Placed, directory: StageDir, source: str) -> None:
 
 def _set_aside(directory: StageDir) -> None:
     """Move a directory out of the way of a fresh one. Nothing is deleted."""
-    folder = directory.path.parent.parent / "replaced"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{directory.path.name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+    target = _replaced(directory)
     directory.path.rename(target)
     say(f"{directory.path.name}: set aside as {target}")
+
+
+def _set_damaged_aside(label: str, directory: StageDir) -> None:
+    """Make a finished stage whose files are damaged an unfinished one, which goes on from its last checkpoint if it has any."""
+    if (damage := directory.damage(thorough=True)) is None:
+        return
+    target = _replaced(directory)
+    target.mkdir()
+    # The result goes first: without it, the stage is not finished.
+    for name in (directory.result_path.name, directory.manifest_path.name, *PRODUCTS):
+        if (directory.path / name).exists():
+            (directory.path / name).rename(target / name)
+    say(f"{label}: damaged: {damage}; it is made again, and what there was is set aside as {target}")
+
+
+def _replaced(directory: StageDir) -> Path:
+    folder = directory.path.parent.parent / "replaced"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{directory.path.name}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
 
 
 def _check_fingerprint(one: Placed, directory: StageDir) -> None:

@@ -2,59 +2,43 @@
 
 from __future__ import annotations
 
-import codecs
 import os
+import re
 import signal
+import socket
 import subprocess
-import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
-from mlmx.driver.lease import drain, gpu_lease, registered_workers
-from mlmx.driver.sweep import stage_is_running
-from mlmx.stage import DRIVER_VARIABLE, StageDir, user_error_from_json
+from mlmx.driver.command import Group, StageFailedError
+from mlmx.driver.lease import drain, gpu_lease, is_led, registered_workers
+from mlmx.driver.log import LogFollower, tail_of
+from mlmx.driver.signals import Signals
+from mlmx.driver.storage import storage_error
+from mlmx.stage import TRAINING_KINDS, StageDir, ending_of, user_error_from_json
 
 WORKER = "mlmx.training.worker"
 """The module that carries out a stage; named, never imported."""
 
-_TORCHRUN = "mlmx.training.torchrun"
-_WATCH = "mlmx.training.deathwatch"
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 10.0
 _CHECKPOINT_SECONDS = 300.0  # to end a step and write a large model to a slow disk
 _LAST_GRACE_SECONDS = 20.0
 _TAIL_LINES = 20
+# What gloo, NCCL and torchrun say when a rank did not answer; and when nodes did not come.
+_HUNG = re.compile(r"Timed out waiting \d+ ?ms|collective operation timeout|wait timeout after \d+ ?ms")
+_ALONE = re.compile(r"RendezvousTimeoutError|RendezvousConnectionError")
 
-# Only these run as a group of processes; preparation and evaluation are one process each.
-_TRAINING_KINDS = ("pretrain", "finetune")
-
-
-class StageFailedError(Exception):
-    """A stage whose workers failed, by no mistake of the user that mlmx knows of.
-
-    Attributes:
-        told_by_log: the message holds the end of the log, and with it the traceback that matters.
-    """
-
-    told_by_log = True
+Say = Callable[[str], None]
 
 
-def launch(
-    stage: StageDir,
-    *,
-    say: Callable[[str], None],
-    show: Callable[[str], None],
-    worker: str = WORKER,
-    grace_seconds: float | None = None,
-) -> None:
+def launch(stage: StageDir, *, say: Say, show: Say, worker: str = WORKER, grace_seconds: float | None = None) -> None:
     """Run a stage's workers to their end. The caller holds the stage's lease.
 
     Args:
@@ -65,162 +49,181 @@ def launch(
         grace_seconds: how long workers may take to end after SIGTERM; None: long enough for a checkpoint where the stage trains.
 
     Raises:
-        UserError: if the workers met a mistake of the user.
+        UserError: if the workers met a mistake of the user, or a full disk.
         StageFailedError: if they failed otherwise.
         KeyboardInterrupt: after Ctrl-C, when all workers have ended.
         SystemExit: after SIGTERM or SIGHUP, when all workers have ended.
     """
-    config = stage.config()
-    parallel = config["execution"]["parallel"]
-    trains = config["kind"] in _TRAINING_KINDS
-    num_processes = parallel["num_processes"] if trains else 1
-    # Tokenising needs no GPU, and must not wait until one is free.
-    device = "cpu" if config["kind"] == "prepare" else parallel.get("device", "auto")
-    grace = grace_seconds if grace_seconds is not None else _CHECKPOINT_SECONDS if trains else _GRACE_SECONDS
+    group = _group(stage)
     name = uuid.uuid4().hex
-    with gpu_lease(num_processes, device, say) as gpus:
+    with gpu_lease(group.num_processes, group.device, say) as gpus:
         stage.write_status("running", launch=name)
-        log = _Log(stage.log_path, show)
-        environment = {**os.environ, **_environment(parallel, num_processes, name), **gpus}
-        with stage.log_path.open("ab") as output, _Signals() as signals:
-            process = subprocess.Popen(
-                _command(stage, parallel, num_processes, worker),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        if group.rendezvous is not None:
+            say(f"waits for {group.num_nodes} nodes at {group.rendezvous}")
+        with _agent(stage, group, name, worker, gpus, stage.log_path, show, grace_seconds) as agent:
             try:
-                _wait(process, stage, signals, log, grace)
+                agent.wait()
             finally:
                 # Whatever ended the waiting, an error in this very function included.
-                _end(process, stage, grace, signals)
-                log.follow()
-                _settle(stage, process.returncode, signals)
-    signals.raise_received()
-    _raise_failure(stage, process.returncode)
+                agent.end()
+                agent.end_workers(group)
+                error = _settle(stage, agent)
+    agent.signals.raise_received()
+    if error is not None:
+        raise _failure(stage, group, error, agent)
 
 
-def attached(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
-    """Return the command and the environment of a program that ends when this process does, however it ends."""
-    environment = {**os.environ, DRIVER_VARIABLE: _driver("-"), "PYTHONUNBUFFERED": "1"}
-    return [sys.executable, "-m", _WATCH, module, *arguments], environment
-
-
-def run_attached(
-    module: str, *arguments: str, text: str | None = None, output: IO[Any] | None = None, timeout_seconds: float
-) -> str:
-    """Run one of mlmx's programs beside a stage; it ends when this process does.
+def join(stage: StageDir, *, say: Say, show: Say, worker: str = WORKER, grace_seconds: float | None = None) -> None:
+    """Run this machine's part of a launch that the driver of another machine leads; return when there is none (any more).
 
     Args:
-        module: the program.
-        *arguments: what it is given.
-        text: its input.
-        output: where its errors go; by default, where those of this process go.
-        timeout_seconds: how long it may take.
-
-    Returns:
-        What it printed.
+        stage: the stage; somebody else holds its lease.
+        say: told what the launcher itself has to say.
+        show: given what the workers of this machine print; their log is ``log.<host>.txt``.
+        worker: the module to run.
+        grace_seconds: how long workers may take to end after SIGTERM.
 
     Raises:
-        StageFailedError: if it fails or takes too long.
+        UserError: as :func:`launch`.
+        StageFailedError: as :func:`launch`.
+        KeyboardInterrupt: as :func:`launch`.
+        SystemExit: as :func:`launch`.
     """
-    command, environment = attached(module, *arguments)
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            input=text or "",
-            stdout=subprocess.PIPE,
-            stderr=output,
-            text=True,
-            timeout=timeout_seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise StageFailedError(f"{module} took longer than {timeout_seconds:.0f} s") from error
-    if done.returncode:
-        raise StageFailedError(f"{module} ended with exit code {done.returncode}")
-    return done.stdout
-
-
-def _driver(launch: str) -> str:
-    return f"{os.getpid()} {psutil.Process().create_time()} {launch}"
-
-
-def _command(stage: StageDir, parallel: Mapping[str, Any], num_processes: int, worker: str) -> list[str]:
-    program = ["-m", _WATCH, "--stage", worker, str(stage.path)]
-    if num_processes == 1:
-        return [sys.executable, *program]
-    return [
-        *[sys.executable, "-m", _TORCHRUN, "--standalone", f"--nproc-per-node={num_processes}"],
-        *[f"--max-restarts={parallel.get('max_restarts', 0)}", *program],
-    ]
-
-
-def _environment(parallel: Mapping[str, Any], num_processes: int, name: str) -> dict[str, str]:
-    """Return what workers are told. Nothing is left to defaults that differ between a direct start and torchrun."""
-    num_threads = parallel.get("num_threads") or max(1, _num_cores() // num_processes)
-    return {
-        DRIVER_VARIABLE: _driver(name),
-        "OMP_NUM_THREADS": str(num_threads),
-        "MKL_NUM_THREADS": str(num_threads),
-        "RAYON_NUM_THREADS": str(num_threads),
-        "TOKENIZERS_PARALLELISM": "false" if num_processes > 1 else "true",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _wait(process: subprocess.Popen[bytes], stage: StageDir, signals: _Signals, log: _Log, grace_seconds: float) -> None:
-    killed_at: float | None = None
-    while process.poll() is None:
-        log.follow()
-        if signals.num_received and killed_at is None:
-            _signal_all(process, stage, signal.SIGTERM)
-            killed_at = time.monotonic() + grace_seconds
-        if killed_at is not None and (signals.num_received > 1 or time.monotonic() > killed_at):
-            _signal_all(process, stage, signal.SIGKILL)
+    status = stage.status()
+    name = status.get("launch")
+    if status.get("state") != "running" or not name or not stage.config_path.exists():
         time.sleep(_POLL_SECONDS)
+        return
+
+    def is_over() -> bool:
+        return bool(stage.status().get("launch") != name)
+
+    group = _group(stage)
+    say(f"joins {status['host']} at {group.rendezvous}")
+    with gpu_lease(group.num_processes, group.device, say) as gpus:
+        log_path = stage.path / f"log.{socket.gethostname()}.txt"
+        with _agent(stage, group, name, worker, gpus, log_path, show, grace_seconds) as agent:
+            try:
+                agent.wait(is_over)
+            finally:
+                agent.end()
+    agent.signals.raise_received()
+    while not is_over() and is_led(stage):
+        time.sleep(_POLL_SECONDS)
+    status = stage.status()
+    if status.get("state") == "failed":
+        raise _failure(stage, group, status["error"], agent)
+    if not is_over() and not stage.finished:
+        raise _failure(stage, group, {"message": f"the driver on {status['host']}, which led it, is gone"}, agent)
 
 
-def _end(process: subprocess.Popen[bytes], stage: StageDir, grace_seconds: float, signals: _Signals) -> None:
-    """End what still runs of a stage: the agent, and workers that outlived it, which have sessions of their own."""
-    if process.poll() is None:
-        _signal_all(process, stage, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(grace_seconds)
-    if process.poll() is None:
-        _signal_all(process, stage, signal.SIGKILL)
-        process.wait()
-    if process.returncode != 0:
-        # Workers that only begin now read this and end.
-        stage.write_status("failed", error=stage.status().get("error"), launch="")
-    if not drain(stage, _be_silent, 0.5):
-        _signal_all(process, stage, signal.SIGTERM)
-        patience = 0.0 if signals.num_received > 1 else grace_seconds
-        if not drain(stage, _be_silent, patience):
-            _signal_all(process, stage, signal.SIGKILL)
-            drain(stage, _be_silent, _LAST_GRACE_SECONDS)
+def _group(stage: StageDir) -> Group:
+    config = stage.config()
+    return Group.of(config["kind"], config["execution"]["parallel"])
+
+
+@contextmanager
+def _agent(
+    stage: StageDir,
+    group: Group,
+    name: str,
+    worker: str,
+    gpus: Mapping[str, str],
+    log_path: Path,
+    show: Say,
+    grace_seconds: float | None,
+) -> Iterator[_Agent]:
+    if grace_seconds is None:
+        grace_seconds = _CHECKPOINT_SECONDS if stage.config()["kind"] in TRAINING_KINDS else _GRACE_SECONDS
+    log = LogFollower(log_path, show)
+    with log_path.open("ab") as output, Signals() as signals:
+        process = subprocess.Popen(
+            group.command(stage, worker, name),
+            env={**os.environ, **group.environment(name, grace_seconds), **gpus},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        yield _Agent(stage, process, signals, log, grace_seconds)
+
+
+class _Agent:
+    """What this machine runs of a stage: a worker, or torchrun with several.
+
+    Args:
+        stage: the stage.
+        process: the worker or torchrun.
+        signals: those that ask this driver to end.
+        log: where workers print.
+        grace_seconds: how long workers may take to end after SIGTERM.
+    """
+
+    def __init__(
+        self, stage: StageDir, process: subprocess.Popen[bytes], signals: Signals, log: LogFollower, grace_seconds: float
+    ) -> None:
+        self.process = process
+        self.signals = signals
+        self.log = log
+        self._stage = stage
+        self._grace_seconds = grace_seconds
+
+    def wait(self, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Wait until the process has ended, by itself, on a signal, or because its launch is over."""
+        kill_at: float | None = None
+        while self.process.poll() is None:
+            self.log.follow()
+            if kill_at is None and (self.signals.num_received or is_over()):
+                self._signal(signal.SIGTERM)
+                kill_at = time.monotonic() + self._grace_seconds
+            if kill_at is not None and (self.signals.num_received > 1 or time.monotonic() > kill_at):
+                self._signal(signal.SIGKILL)
+            time.sleep(_POLL_SECONDS)
+
+    def end(self) -> None:
+        """End the process if it still runs."""
+        if self.process.poll() is None:
+            self._signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(self._grace_seconds)
+        if self.process.poll() is None:
+            self._signal(signal.SIGKILL)
+            self.process.wait()
+        self.log.follow()
+
+    def end_workers(self, group: Group) -> None:
+        """End workers that outlived torchrun; each is the leader of a session of its own."""
+        if self.process.returncode != 0:
+            # Workers that only begin now read this and end.
+            with suppress(OSError):
+                self._stage.write_status("failed", error=self._stage.status().get("error"), launch="")
+        # Those of other nodes end by themselves.
+        if not drain(self._stage, _be_silent, 0.5 if group.num_nodes == 1 else _LAST_GRACE_SECONDS):
+            self._signal_registered(signal.SIGTERM)
+            patience = 0.0 if self.signals.num_received > 1 else self._grace_seconds
+            if not drain(self._stage, _be_silent, patience):
+                self._signal_registered(signal.SIGKILL)
+                drain(self._stage, _be_silent, _LAST_GRACE_SECONDS)
+        self.log.follow()
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Signal the process and its workers."""
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            for worker in psutil.Process(self.process.pid).children():
+                if os.getpgid(worker.pid) == worker.pid:  # torchrun's workers; not those that load data
+                    _signal_group(worker.pid, number)
+        if self.process.poll() is None:
+            _signal_group(self.process.pid, number)
+
+    def _signal_registered(self, number: signal.Signals) -> None:
+        for pid, start_time in registered_workers(self._stage):
+            with suppress(psutil.NoSuchProcess):
+                if abs(psutil.Process(pid).create_time() - start_time) < 1.0:
+                    _signal_group(pid, number)
 
 
 def _be_silent(message: str) -> None:
     pass
-
-
-def _signal_all(process: subprocess.Popen[bytes], stage: StageDir, number: signal.Signals) -> None:
-    """Signal the agent's group and the workers' groups, each of which was started as the leader of its own."""
-    if process.poll() is None:
-        _signal_group(process.pid, number)
-    for pid, start_time in registered_workers(stage):
-        with suppress(psutil.NoSuchProcess):
-            if pid != process.pid and abs(psutil.Process(pid).create_time() - start_time) < 1.0:
-                _signal_group(pid, number)
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
@@ -231,96 +234,37 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def _settle(stage: StageDir, code: int, signals: _Signals) -> None:
-    """Write how it ended."""
-    if code == 0 and stage.finished and not signals.num_received:
-        stage.write_status("finished", launch="")
-        return
-    error = stage.status().get("error")
-    if signals.num_received:
+def _settle(stage: StageDir, agent: _Agent) -> dict[str, Any] | None:
+    """Write how it ended, and return the error, if it was one; a full disk takes no words."""
+    code = agent.process.returncode
+    if code == 0 and stage.finished and not agent.signals.num_received:
+        with suppress(OSError):
+            stage.write_status("finished", launch="")
+        return None
+    error: dict[str, Any] | None = stage.status().get("error")
+    if agent.signals.num_received:
         error = {"message": "interrupted"}
     elif not error:
-        error = {
-            "message": f"the worker ended with exit code {code}" + ("" if stage.finished or code else " and left no result.json")
-        }
-    stage.write_status("failed", error=error, launch="")
+        error = {"message": f"the worker {ending_of(code)}" + ("" if stage.finished or code else " and left no result.json")}
+    with suppress(OSError):
+        stage.write_status("failed", error=error, launch="")
+    return error
 
 
-def _raise_failure(stage: StageDir, code: int) -> None:
-    status = stage.status()
-    if status["state"] == "finished":
-        return
+def _failure(stage: StageDir, group: Group, error: Mapping[str, Any], agent: _Agent) -> Exception:
     # torchrun ends with 1 whatever its workers ended with; their own words stand in the status.
-    error = user_error_from_json(status["error"])
-    if error is not None:
-        raise error
+    if (told := user_error_from_json(error)) is not None:
+        return told
+    tail = tail_of(agent.log.path, _TAIL_LINES, agent.log.begin)
+    message = str(error.get("message"))
+    said = "\n".join([message, *tail])
+    if (full := storage_error(said, stage.path)) is not None:
+        return full
+    limit = f"parallel.timeout_seconds={group.timeout_seconds}"
+    if group.num_nodes > 1 and _ALONE.search(said):
+        message = f"there were not {group.num_nodes} nodes at parallel.rendezvous={group.rendezvous} within {limit}"
+    elif group.size > 1 and _HUNG.search(said):
+        message = f"a worker did not answer the others within {limit}: it hangs, or needs longer ({message})"
     config = stage.config()
-    message = (status["error"] or {}).get("message", f"exit code {code}")
-    tail = "\n".join(f"  | {line}" for line in tail_of(stage.log_path, _TAIL_LINES))
-    raise StageFailedError(f"{config['kind']} {config['name']} failed: {message}\n{tail}\n  The whole log: {stage.log_path}")
-
-
-def tail_of(path: Path, num_lines: int) -> list[str]:
-    """Return the last lines of a log."""
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 200 * num_lines))
-        return file.read().decode("utf-8", "replace").replace("\r", "\n").rstrip().split("\n")[-num_lines:]
-
-
-class _Log:
-    """Shows what workers write into a log. They write into the file itself, so that nothing is lost when the driver is killed."""
-
-    def __init__(self, path: Path, show: Callable[[str], None]) -> None:
-        self._path = path
-        self._show = show
-        self._position = path.stat().st_size if path.exists() else 0
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def follow(self) -> None:
-        """Show what is new."""
-        with self._path.open("rb") as file:
-            file.seek(self._position)
-            data = file.read()
-        self._position += len(data)
-        if text := self._decoder.decode(data):
-            self._show(text)
-
-
-class _Signals:
-    """Notes the signals that ask this process to end, so that the workers can be ended first."""
-
-    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self) -> None:
-        self.received: list[int] = []
-        self._previous: dict[int, Any] = {}
-
-    @property
-    def num_received(self) -> int:
-        return len(self.received)
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        self.received.append(number)
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in self._NUMBERS:
-                # nohup and shells ignore some of them on purpose.
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._previous[number] = signal.signal(number, self.receive)
-        stage_is_running.set()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        stage_is_running.clear()
-
-    def raise_received(self) -> None:
-        """Raise what the first signal would have raised."""
-        if self.received:
-            if self.received[0] == signal.SIGINT:
-                raise KeyboardInterrupt
-            raise SystemExit(128 + self.received[0])
+    lines = "".join(f"\n  | {line}" for line in tail)
+    return StageFailedError(f"{config['kind']} {config['name']} failed: {message}{lines}\n  The whole log: {agent.log.path}")

@@ -27,18 +27,32 @@ Say = Callable[[str], None]
 
 
 @contextmanager
-def stage_lease(stage: StageDir, say: Say) -> Iterator[None]:
+def stage_lease(stage: StageDir, say: Say, *, rendezvous: str | None = None) -> Iterator[bool]:
     """Be the only driver at work on a stage. Before anything is changed in it, its users must be drained too.
+
+    Gives True; or False at once, without the lease, where the driver that has it waits for this one at the same rendezvous.
 
     Args:
         stage: whose directory; made if need be.
         say: told for whom it waits.
+        rendezvous: where the nodes of this stage meet; None if it runs on one machine.
     """
-    with _lock_in_place(stage.lock_path, said_once(say)) as file:
+    file = _lock_in_place(stage.lock_path, said_once(say), rendezvous)
+    if file is None:
+        yield False
+        return
+    with file:
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now(), "rendezvous": rendezvous}
+        file.write(json.dumps(holder))
         file.flush()
-        yield
+        yield True
+
+
+def is_led(stage: StageDir) -> bool:
+    """Tell whether a driver has the lease of a stage."""
+    with stage.lock_path.open("a+", encoding="utf-8") as file:
+        return not try_lock(file)
 
 
 def said_once(say: Say) -> Say:
@@ -53,14 +67,18 @@ def said_once(say: Say) -> Say:
     return say_once
 
 
-def _lock_in_place(path: Path, tell: Say) -> IO[str]:
-    """Lock a file that others may move away while they hold it; return it open."""
+def _lock_in_place(path: Path, tell: Say, rendezvous: str | None) -> IO[str] | None:
+    """Lock a file that others may move away while they hold it, and return it open; None if who holds it is to be joined."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
         if not try_lock(file):
-            tell(f"waits for {_holder(path)}")
             file.close()
+            holder = _holder(path)
+            if rendezvous is not None and holder.get("rendezvous") == rendezvous:
+                return None
+            who = "pid {pid} on {host}, which holds it since {since}" if holder else "another process that just began"
+            tell(f"waits for {who.format(**holder)}")
             time.sleep(_POLL_SECONDS)
         elif path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
             return file
@@ -68,12 +86,11 @@ def _lock_in_place(path: Path, tell: Say) -> IO[str]:
             file.close()
 
 
-def _holder(path: Path) -> str:
+def _holder(path: Path) -> dict[str, Any]:
     try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, json.JSONDecodeError):
-        return "another process that just began"
-    return f"pid {holder['pid']} on {holder['host']}, which holds it since {holder['since']}"
+        return {}
 
 
 def drain(stage: StageDir, say: Say, timeout_seconds: float | None = None) -> bool:
@@ -92,14 +109,14 @@ def drain(stage: StageDir, say: Say, timeout_seconds: float | None = None) -> bo
 
 
 def registered_workers(stage: StageDir) -> list[tuple[int, float]]:
-    """Return (pid, start time) of the workers that entered themselves since the stage was last free."""
+    """Return (pid, start time) of the workers of this machine that entered themselves since the stage was last free."""
     try:
         lines = stage.workers_lock_path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         return []
     # The last line may be half written.
     entries = [line.split() for line in lines[:-1]]
-    return [(int(entry[0]), float(entry[1])) for entry in entries if len(entry) == 2]
+    return [(int(entry[0]), float(entry[1])) for entry in entries if len(entry) == 3 and entry[2] == socket.gethostname()]
 
 
 @contextmanager

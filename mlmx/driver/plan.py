@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from mlmx.driver import execute, launch
+from mlmx.driver import command, execute
 from mlmx.driver.contents import source_hash
 from mlmx.driver.directories import Placed, place
 from mlmx.driver.lease import drain
@@ -164,9 +164,9 @@ def _estimates(placed: Sequence[Placed]) -> dict[str, dict[str, Any]]:
         records.append(record)
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         try:
-            answer = launch.run_attached(_ESTIMATE, text=json.dumps(records), output=errors, timeout_seconds=_ESTIMATE_SECONDS)
+            answer = command.run_attached(_ESTIMATE, text=json.dumps(records), output=errors, timeout_seconds=_ESTIMATE_SECONDS)
             costs: list[dict[str, Any]] = json.loads(answer)
-        except (launch.StageFailedError, json.JSONDecodeError) as error:
+        except (command.StageFailedError, json.JSONDecodeError) as error:
             errors.seek(0)
             reason = (errors.read().strip().split("\n") or [""])[-1]
             say(f"warning: parameters and memory are not known: {error}: {reason}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlmx.driver import launch
+from mlmx.driver.command import attached
 from mlmx.driver.contents import source_hash
 from mlmx.driver.directories import place
 from mlmx.driver.execute import check, run_stages
@@ -41,7 +41,7 @@ def preview(config: Mapping[str, Any], num_examples: int) -> None:
     record["parents"] = {role: str(parent.directory.path.absolute()) for role, parent in placed[-1].parents.items()}
     with tempfile.TemporaryDirectory(prefix="mlmx-preview-") as folder:
         StageDir(folder).write_config(record)
-        command, environment = launch.attached(_PREVIEW, folder, str(num_examples))
+        command, environment = attached(_PREVIEW, folder, str(num_examples))
         done = subprocess.run(command, env=environment, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)

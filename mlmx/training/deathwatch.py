@@ -11,6 +11,7 @@ import ctypes
 import os
 import runpy
 import signal
+import socket
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import IO, Any
 
 import psutil
 
-from mlmx.stage import DRIVER_VARIABLE, StageDir, try_lock
+from mlmx.stage import DRIVER_VARIABLE, EXIT_USER_ERROR, StageDir, try_lock
 
 _POLL_SECONDS = 0.3
 _GRACE_SECONDS = 5.0
@@ -40,9 +41,23 @@ def watch(stage: StageDir) -> None:
     while not try_lock(file, shared=True):
         time.sleep(0.05)  # A driver looks for a moment whether workers are left.
     _held.append(file)
-    file.write(f"{os.getpid()} {psutil.Process().create_time()}\n")
+    file.write(f"{os.getpid()} {psutil.Process().create_time()} {socket.gethostname()}\n")
     file.flush()
     watch_driver(parent, stage)
+    if num_restarts := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        _begin_again(stage, num_restarts)
+
+
+def _begin_again(stage: StageDir, num_restarts: int) -> None:
+    """Say that torchrun starts the workers once more, or end this one if that mends nothing."""
+    error = stage.status().get("error") or {}
+    if error.get("problems"):
+        sys.exit(EXIT_USER_ERROR)  # which stands in the status
+    if int(os.environ["RANK"]) == 0:
+        most = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "?")
+        reason = error.get("message", "a worker failed")
+        print(f"restart {num_restarts} of at most {most} (parallel.max_restarts), after: {reason}", flush=True)  # noqa: T201
+        stage.write_status("running", num_restarts=num_restarts)
 
 
 def watch_driver(parent: int, stage: StageDir | None = None) -> None:
@@ -77,7 +92,11 @@ def _watch(stage: StageDir | None, driver: psutil.Process, parent: int, launch: 
 
 
 def _is_over(stage: StageDir | None, launch: str) -> bool:
-    return stage is not None and stage.status().get("launch") != launch
+    if stage is None:
+        return False
+    status = stage.status()
+    # Where another machine's driver was first to see that all is done, the others end in peace.
+    return status.get("launch") != launch and status.get("state") != "finished"
 
 
 def _process(pid: int, start_time: float) -> psutil.Process | None:

@@ -38,7 +38,9 @@ def frozen(outputs: Path, **changes: Any) -> dict[str, Any]:
         },
         "parallel": {
             "num_processes": 1,
-            "strategy": "replicate",
+            "num_nodes": 1,
+            "rendezvous": None,
+            "num_shards": 1,
             "device": "cpu",
             "num_threads": 1,
             "max_restarts": 0,

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from mlmx.driver import chain, execute, launch
+from mlmx.driver import chain, command, execute
+from mlmx.driver.command import StageFailedError
 from mlmx.driver.directories import place
-from mlmx.driver.launch import StageFailedError
 from mlmx.driver.stages import advice
 from mlmx.errors import UserError
 from tests.driver.configs import ROOT, corpus, driver_command, frozen
@@ -139,7 +139,7 @@ def test_plan_says_what_is_new(tmp_path, capsys, monkeypatch):
     run(tmp_path, frozen(tmp_path / "outputs"))
     capsys.readouterr()
     costs = [{"num_parameters": 1234567, "tokens": None, "steps": 10, "memory_bytes": 3 * 2**20, "budget": "max_steps=10"}]
-    monkeypatch.setattr(launch, "run_attached", lambda *_, **__: json.dumps(costs))
+    monkeypatch.setattr(command, "run_attached", lambda *_, **__: json.dumps(costs))
     chain.plan(frozen(tmp_path / "outputs", stages__pretrain__objective__rate=0.3))
     out = capsys.readouterr().out
     assert "objective.rate: 0.15 -> 0.3" in out

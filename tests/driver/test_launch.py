@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from mlmx.driver.launch import tail_of
+from mlmx.driver.log import tail_of
 from tests.driver.configs import ROOT, driver_command, frozen
 from tests.processes import running, until
 
