@@ -7,6 +7,7 @@ never reach the constructor:
 ``_version_``    part of the fingerprint; raised when the component's numbers change.
 ``_inputs_``     settings that name files or folders (or a hub repository): their content is hashed, not their path.
 ``_no_effect_``  settings without effect on results, left out of the fingerprint.
+``_no_effect_on_training_``  settings of a task that say only how it judges: changed, it judges what was fine-tuned before.
 
 Settings that contradict each other are told before anything starts. A constructor without runtime objects tells them itself; a
 class that needs some, such as an objective, may have a static method ``check_settings`` that takes the settings and tells.

@@ -183,7 +183,10 @@ class _Builder:
         if trainer is None:
             self._add("eval", name, {"task": task, **start}, origin)
             return
-        spec = {"seed": self._config["seed"], "task": task, "trainer": trainer, **start}
+        trained_on = task
+        if "_no_effect_on_training_" in task:
+            trained_on = {**task, "_no_effect_": [*task.get("_no_effect_", ()), *task["_no_effect_on_training_"]]}
+        spec = {"seed": self._config["seed"], "task": trained_on, "trainer": trainer, **start}
         finetuned = self._add("finetune", name, spec, origin)
         self._add("eval", name, {"task": task}, {"model": finetuned})
 

@@ -147,7 +147,9 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def _effective(value: Any) -> Any:
     # The value without settings that are declared to have no effect on results.
     if isinstance(value, Mapping):
-        without = set(value.get("_no_effect_") or ()) if is_node(value) else set()
+        # Settings of how a task judges change no score, but for which scores there are.
+        descriptions = [value.get(key) or () for key in ("_no_effect_", "_no_effect_on_training_")] if is_node(value) else []
+        without = {name for names in descriptions for name in names}
         return {key: _effective(inner) for key, inner in value.items() if key not in without and not _is_remark(key)}
     if isinstance(value, list):
         return [_effective(inner) for inner in value]

@@ -61,7 +61,7 @@ class Sentiment(Task):
         self.batch_tokens = batch_tokens
 
     def objective(self, encoder: Encoder) -> Objective:
-        return SequenceClassification(encoder, num_classes=len(self.labels), pooling=self.pooling)
+        return SequenceClassification(encoder, labels=self.labels, pooling=self.pooling)
 
     def training_rows(self, encoder: Encoder) -> RowDataset:
         return self._rows(encoder, self._training_examples, "train")
@@ -73,7 +73,7 @@ class Sentiment(Task):
         for split in self.splits:
             examples = self.data.load(split)
             rows = self._rows(model.encoder, examples, split)
-            predicted = [self.labels[i] for i in predict(model, rows, batch_tokens=self.batch_tokens)]
+            predicted = [self.labels[i] for i in predict(model, rows, batch_tokens=self.batch_tokens).argmax(axis=1)]
             gold = [example.label for example in examples]
             scores += classification_scores(gold, predicted, task=self.name, split=split)
             predictions += [

@@ -32,6 +32,29 @@ def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Reco
         raise user_error(str(path), "unknown format; allowed are .jsonl, .tsv and .csv, each also as .gz, .bz2, .xz or .zst.")
 
 
+def read_tsv(path: Path, *, header: Sequence[str] | None = None, ragged: list[str] | None = None) -> Iterator[tuple[str, Record]]:
+    """Yield ``file:line`` and the fields of a TSV file, column -> field. A field is taken as it is: quotes mean nothing.
+
+    Args:
+        path: the file.
+        header: the columns of a file that has no line for them.
+        ragged: takes the places of lines with fewer or more fields than columns, which are left out; without it, they are errors.
+
+    Raises:
+        UserError: for a ragged line.
+    """
+    rows = _tsv_rows(path)
+    if header is None:
+        _, header = next(rows)
+    for where, row in rows:
+        if len(row) == len(header):
+            yield where, dict(zip(header, row, strict=True))
+        elif ragged is None:
+            raise _ragged(where, row, header)
+        else:
+            ragged.append(where)
+
+
 def read_columns(path: Path, num_columns: int) -> Iterator[tuple[str, list[str]]]:
     r"""Yield ``file:line`` and the fields of a TSV file without header; the last field keeps further tabs.
 
@@ -55,7 +78,12 @@ def _filled_lines(path: Path) -> Iterator[tuple[str, str]]:
     yield from lines
 
 
-def _check_columns(columns: Sequence[str], available: Sequence[str], where: str) -> None:
+def check_columns(columns: Sequence[str], available: Sequence[str], where: str) -> None:
+    """Check that a record has columns.
+
+    Raises:
+        UserError: naming every column that it has not.
+    """
     problems = [
         Problem(where, f"no column {column!r}; there are {', '.join(map(repr, available))}.", nearest(column, available))
         for column in columns
@@ -68,7 +96,7 @@ def _check_columns(columns: Sequence[str], available: Sequence[str], where: str)
 def _jsonl_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
     for where, line in _filled_lines(path):
         value = json_object(where, line)
-        _check_columns(columns, list(value), where)
+        check_columns(columns, list(value), where)
         yield where, {column: _text(value[column]) for column in columns}
 
 
@@ -79,14 +107,22 @@ def _text(value: object) -> str:
 
 
 def _table_records(path: Path, columns: Sequence[str], kind: str) -> Iterator[tuple[str, Record]]:
-    rows = _csv_rows(path) if kind == "csv" else ((where, line.split("\t")) for where, line in _filled_lines(path))
+    rows = _csv_rows(path) if kind == "csv" else _tsv_rows(path)
     where, header = next(rows)
-    _check_columns(columns, header, where)
+    check_columns(columns, header, where)
     where_in_row = [header.index(column) for column in columns]
     for where, row in rows:
         if len(row) != len(header):
-            raise user_error(where, f"{len(row)} fields, but the header has {len(header)}.")
+            raise _ragged(where, row, header)
         yield where, {column: row[i] for column, i in zip(columns, where_in_row, strict=True)}
+
+
+def _ragged(where: str, row: Sequence[str], header: Sequence[str]) -> UserError:
+    return user_error(where, f"{len(row)} fields, but there are {len(header)} columns: {', '.join(header)}.")
+
+
+def _tsv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    return ((where, line.split("\t")) for where, line in _filled_lines(path))
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:

@@ -1,6 +1,7 @@
 """Which stages a config has."""
 
 from mlmx.driver.stages import place_of, stages_of
+from mlmx.stage import canonical_document, fingerprint_of
 from tests.driver.configs import corpus, frozen
 
 GOLD = {"_target_": "mlmx.x.Gold", "_version_": 1, "_name_": "gold"}
@@ -62,6 +63,20 @@ def test_finetune_without_pretraining(tmp_path):
     }
     assert evaluation.spec == {"task": finetune.spec["task"]}
     assert place_of(finetune, "trainer.max_steps") == "task.sentiment.trainer.max_steps"
+
+
+def test_how_a_task_judges_does_not_name_what_is_fine_tuned(tmp_path):
+    def fingerprints(**settings):
+        config = frozen(tmp_path, chain=[], stages={})
+        config["model"] = {"_target_": "mlmx.x.Pretrained", "source": "x", "revision": "main"}
+        task = {"_target_": "mlmx.x.Glue", "name": "rte", "splits": ["dev"], "_no_effect_on_training_": ["splits"], "lower": True}
+        config["task"] = {"rte": {**task, **settings, "trainer": {"_target_": "mlmx.x.Trainer"}}}
+        return [fingerprint_of(canonical_document(stage.kind, stage.spec, {}, {})) for stage in stages_of(config)]
+
+    (finetune, evaluation), (other_finetune, other_evaluation) = fingerprints(), fingerprints(splits=["test"])
+    assert finetune == other_finetune
+    assert evaluation != other_evaluation
+    assert fingerprints(lower=False)[0] != finetune
 
 
 def test_judging_a_model_from_scratch_untrained(tmp_path):

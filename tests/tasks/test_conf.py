@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,19 +11,32 @@ from mlmx.build import build, problems_of
 from mlmx.tasks.task import Task
 
 CONF = Path(__file__).parents[2] / "conf"
-NAMES = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
+OPTIONS = {path.stem: path.relative_to(CONF / "task").with_suffix("").as_posix() for path in (CONF / "task").rglob("*.yaml")}
+SEVERAL = ("glue", "glue_files")  # options that select several tasks
+NAMES = sorted(OPTIONS.keys() - set(SEVERAL))
 
 
+@cache
 def node_of(name: str, *overrides: str) -> dict:
     """The task's node as a command composes it, without its trainer."""
     with initialize_config_dir(str(CONF), version_base=None):
-        config = compose("eval", [f"task={name}", *overrides])
+        config = compose("eval", [f"task={OPTIONS[name]}", *overrides])
     tasks = OmegaConf.to_container(config.task)
     assert list(tasks) == [name], "the YAML puts itself where its name says"
     node = tasks[name]
     assert node["name"] == name
     node.pop("trainer", None)
     return node
+
+
+def test_glue_selects_its_nine_tasks():
+    with initialize_config_dir(str(CONF), version_base=None):
+        hub, files = (compose("eval", [f"task={option}"]).task for option in SEVERAL)
+        one = compose("eval", ["task=[glue_files,bitext]", "inputs.glue=/there", "task.cola.submission=true"]).task
+    assert list(hub) == list(files)
+    assert set(hub) == {path.stem for path in (CONF / "task" / "glue").iterdir()}
+    assert set(one) == {*hub, "bitext"}
+    assert (one.cola.data.source, one.mnli.data.diagnostics, one.cola.submission) == ("/there/CoLA", "/there/diagnostic", True)
 
 
 @pytest.mark.parametrize("name", NAMES)

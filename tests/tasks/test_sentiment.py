@@ -12,7 +12,8 @@ from sklearn.metrics import classification_report
 from mlmx.build import build
 from mlmx.data.batch import BatchContext
 from mlmx.errors import UserError
-from mlmx.tasks.classification import TERM, SequenceClassification, predict
+from mlmx.tasks.classification import CLASSIFICATION_TERM as TERM
+from mlmx.tasks.classification import SequenceClassification, predict
 from mlmx.tasks.sentiment import Sentiment, classification_scores
 
 WORDS = ["good", "bad", "so", "so-so", "film"]
@@ -95,7 +96,7 @@ def test_predictions_do_not_depend_on_the_batching(one_file, make_encoder):
     encoder = make_encoder(WORDS)
     objective = sentiment.objective(encoder)
     training_rows = sentiment.training_rows(encoder)
-    predictions = [predict(objective, training_rows, batch_tokens=tokens).tolist() for tokens in (1, 12, 1000)]
+    predictions = [predict(objective, training_rows, batch_tokens=tokens).argmax(axis=1).tolist() for tokens in (1, 12, 1000)]
     assert predictions[0] == predictions[1] == predictions[2]
 
 

@@ -35,7 +35,7 @@ def test_all_formats_give_the_same_records(tmp_path, suffix, compress):
         ("a.jsonl", b'{"text": 1}\n[1]\n', "a.jsonl:2: is a JSON list"),
         ("a.jsonl", b"{\n", "a.jsonl:1: is not JSON"),
         ("a.tsv", b"txt\tlabel\nx\ty\n", r"a.tsv:1: no column 'text'; there are 'txt', 'label'"),
-        ("a.tsv", b"text\tlabel\nx\n", "a.tsv:2: 1 fields, but the header has 2"),
+        ("a.tsv", b"text\tlabel\nx\n", "a.tsv:2: 1 fields, but there are 2 columns: text, label"),
         ("a.tsv", b"text\nx\n\xff\n", "a.tsv:3: byte 1 of the line .* is not UTF-8"),
         ("a.tsv", b"", "a.tsv: the file is empty"),
         ("a.tsv", b"\n \n", "a.tsv: the file is empty"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +42,33 @@ class HubCorpus(RecordCorpus):
 
     def records(self) -> Iterator[Record]:
         number = -1
-        for number, record in enumerate(self._load()):
+        dataset = open_dataset(self.name, self.config, split=self.split, revision=self.revision, setting="corpus.name")
+        for number, record in enumerate(dataset):
             where = f"{self.name}[{self.split}]:{number}"
             yield where, tuple(field_of(record, column, where) for column in self.columns)
         if number < 0:
             raise user_error("corpus.split", f"{self.split!r} of {self.name} is empty.")
 
-    def _load(self) -> Any:
-        import datasets
 
-        revision = None if Path(self.name).exists() else self.revision
-        try:
-            return datasets.load_dataset(self.name, self.config, split=self.split, revision=revision, streaming=True)
-        except (ValueError, FileNotFoundError, ConnectionError) as error:
-            # `datasets` names what there is: configurations, splits, files.
-            raise user_error("corpus.name", f"{self.name} cannot be loaded: {error}") from error
+def open_dataset(name: str, config: str | None, *, split: str, revision: str | None, setting: str) -> Iterable[dict[str, Any]]:
+    """Return the records of one split of a dataset, read as a stream.
+
+    Args:
+        name: the repository, or a local folder that ``datasets`` can load.
+        config: the dataset's configuration; None where it has only one.
+        split: such as ``train``.
+        revision: a commit of the repository; not looked at for a folder.
+        setting: the setting that names the dataset, for messages.
+
+    Raises:
+        UserError: if it cannot be loaded.
+    """
+    import datasets
+
+    pinned = None if Path(name).exists() else revision
+    try:
+        dataset: Iterable[dict[str, Any]] = datasets.load_dataset(name, config, split=split, revision=pinned, streaming=True)
+    except (ValueError, FileNotFoundError, ConnectionError) as error:
+        # `datasets` names what there is: configurations, splits, files.
+        raise user_error(setting, f"{name} cannot be loaded: {error}") from error
+    return dataset

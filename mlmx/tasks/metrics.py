@@ -1,0 +1,43 @@
+"""Metrics of predicted classes and scores, by scikit-learn and scipy."""
+
+# N examples
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+Values = NDArray[Any]  # (N,) classes or scores
+
+
+def binary_f1(gold: Values, predicted: Values) -> float:
+    """Return the F1 of class 1; 0 where it neither occurs nor is predicted."""
+    return float(f1_score(gold, predicted, zero_division=0))
+
+
+def pearson(gold: Values, predicted: Values) -> float:
+    """Return Pearson's correlation; 0 where one side is constant, of which nothing can be told."""
+    return 0.0 if _constant(gold) or _constant(predicted) else float(pearsonr(gold, predicted).statistic)
+
+
+def spearman(gold: Values, predicted: Values) -> float:
+    """Return Spearman's rank correlation, ties by their mean rank; 0 where one side is constant."""
+    return 0.0 if _constant(gold) or _constant(predicted) else float(spearmanr(gold, predicted).statistic)
+
+
+def _constant(values: Values) -> bool:
+    return bool(np.all(values == values[:1]))
+
+
+CLASS_METRICS: Mapping[str, Callable[[Values, Values], float]] = {
+    "matthews": lambda gold, predicted: float(matthews_corrcoef(gold, predicted)),
+    "accuracy": lambda gold, predicted: float(accuracy_score(gold, predicted)),
+    "f1": binary_f1,
+}
+
+SCORE_METRICS: Mapping[str, Callable[[Values, Values], float]] = {"pearson": pearson, "spearman": spearman}
