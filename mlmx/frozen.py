@@ -33,7 +33,7 @@ class Parallel(BaseModel):
     num_processes: Positive
     num_nodes: Positive
     rendezvous: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+:[0-9]+$")] | None
-    strategy: Literal["replicate"]
+    num_shards: Positive
     device: Literal["auto", "cpu", "cuda"]
     num_threads: Positive | None
     max_restarts: NonNegative

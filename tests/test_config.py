@@ -52,14 +52,14 @@ def test_a_value_that_needs_quotes_is_shown_with_them(tmp_path):
 def test_all_mistakes_are_told_at_once():
     found = problems(
         "objective=mml", "seed=-1", "objective.mask_rato=1", "mask_ratio=3", "objective.mask_ratio=7", "+typo=1", "foo", "a=[1",
-        "trainer.max_steps=abc", "paralel.num_processes=2", "parallel.strategy=replicat", "corpsu=text",
+        "trainer.max_steps=abc", "paralel.num_processes=2", "tracker.mode=onlin", "corpsu=text",
     )  # fmt: skip
     assert found["objective"].nearest == "mlm"
     assert "lem_mono" in found["objective"].message
     assert found["objective.mask_rato"].nearest == "objective.mask_ratio"
     assert found["mask_ratio"].nearest == "objective.mask_ratio"
     assert found["paralel.num_processes"].nearest == "parallel.num_processes"
-    assert found["parallel.strategy"].nearest == "replicate"
+    assert found["tracker.mode"].nearest == "online"
     assert found["corpsu"].nearest == "corpus"
     assert "7" in found["objective.mask_ratio"].message
     assert {"seed", "typo", "foo", "a=[1", "trainer.max_steps"} < set(found)

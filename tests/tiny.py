@@ -47,8 +47,10 @@ TRAINER: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "dropout": 0.0,
     "precision": "float32",
+    "on_nonfinite": "stop",
     "log_every_steps": 1,
     "checkpoint_every_steps": None,
+    "checkpoint_every_minutes": None,
     "keep_checkpoints": 2,
     "num_workers": 0,
 }

@@ -1,7 +1,8 @@
 """Checkpoints: written whole or not at all, checked when read, never unpickled.
 
 ``checkpoints/step-00000012/`` holds ``model.safetensors``, ``optimizer.safetensors``, ``state.json`` and ``manifest.json``, which
-has the SHA-256 of the others. It is written under another name, synced to disk and renamed.
+has the SHA-256 of the others. It is written under another name, synced to disk and renamed. Tensors are whole, however many
+processes they were divided among, so that any number of processes can go on.
 """
 
 from __future__ import annotations
@@ -12,50 +13,124 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from mlmx.errors import user_error
+from mlmx.training.shard import assign, whole
 
 log = logging.getLogger(__name__)
 
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 
-def save_checkpoint(
-    folder: Path, step: int, module: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], *, keep: int
-) -> Path:
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a training is at one step, copied to the CPU, so that the training can go on while it is written.
+
+    Attributes:
+        model: name -> parameter or buffer.
+        optimizer: ``<parameter>/<entry>`` -> state.
+        state: scalars, ``step`` among them; JSON.
+    """
+
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, module: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], *, keep: bool = True) -> Snapshot | None:
+        """Take a snapshot; where weights are divided, every process calls this at the same time.
+
+        Args:
+            module: its parameters and buffers.
+            optimizer: over parameters of the module.
+            state: scalars, ``step`` among them.
+            keep: False for a process that only helps; it gets None.
+        """
+        model = _copies(module_tensors(module), keep=keep)
+        entries = _copies(_optimizer_tensors(module, optimizer), keep=keep)
+        return cls(model, entries, dict(state)) if keep else None
+
+
+class CheckpointWriter:
+    """Writes snapshots, one after the other, while the training goes on.
+
+    Args:
+        folder: where checkpoints lie.
+        keep: how many stay; older ones are deleted.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._written: Future[Path] | None = None
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Begin to write a snapshot, after the one before it is written."""
+        self.wait()
+        self._written = self._thread.submit(write_checkpoint, self._folder, snapshot, keep=self._keep)
+
+    def wait(self) -> None:
+        """Wait until everything is on the disk.
+
+        Raises:
+            UserError: if it could not be written.
+        """
+        if self._written is not None:
+            written, self._written = self._written, None
+            written.result()
+
+    def check(self) -> None:
+        """Raise what went wrong, if anything did by now; without waiting."""
+        if self._written is not None and self._written.done():
+            self.wait()
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     """Write a checkpoint and delete those older than the last ``keep``.
 
     Args:
         folder: where checkpoints lie.
-        step: number of steps that are done.
-        module: its parameters and buffers are written.
-        optimizer: over parameters of the module.
-        state: scalars; JSON.
+        snapshot: what to write.
         keep: how many to keep, this one included.
+
+    Raises:
+        UserError: if the disk does not take it; nothing half-written stays.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".step-*"):
-        shutil.rmtree(leftover)
-    final = folder / f"step-{step:08d}"
+    final = folder / f"step-{snapshot.state['step']:08d}"
     temporary = folder / f".{final.name}"
-    temporary.mkdir()
-    save_module(module, temporary / "model.safetensors")
-    save_file(_optimizer_tensors(module, optimizer), temporary / "optimizer.safetensors")
-    (temporary / "state.json").write_text(json.dumps({**state, "step": step}), encoding="utf-8")
-    manifest = {"format": 1, "sha256": {name: _sha256(temporary / name) for name in _FILES}}
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in (*temporary.iterdir(), temporary):
-        _sync(path)
-    if final.exists():
-        # One that was found damaged and passed over; its step has been reached again.
-        shutil.rmtree(final)
-    temporary.rename(final)
-    _sync(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".step-*"):
+            shutil.rmtree(leftover)
+        temporary.mkdir()
+        save_file(dict(snapshot.model), temporary / "model.safetensors")
+        save_file(dict(snapshot.optimizer), temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps(snapshot.state), encoding="utf-8")
+        manifest = {"format": 1, "sha256": {name: _sha256(temporary / name) for name in _FILES}}
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        if final.exists():
+            # One that was found damaged and passed over; its step has been reached again.
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        last = _checkpoints(folder)
+        left = f"the last one is {last[-1].name}" if last else "there is none before it"
+        raise user_error("outputs", f"the checkpoint {final} could not be written ({error}); {left}.") from error
     for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -84,14 +159,7 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> di
 
 def save_module(module: nn.Module, path: Path) -> None:
     """Write parameters and buffers as safetensors; a tensor with several names (tied weights) is written once."""
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    tensors = {}
-    for name, tensor in module.state_dict().items():
-        if tensor.numel() == 0 or (place := _place(tensor)) not in seen:
-            tensors[name] = tensor.detach().cpu().contiguous().clone()
-            if tensor.numel():
-                seen.add(place)
-    save_file(tensors, path)
+    save_file(_copies(module_tensors(module)), path)
 
 
 def load_module(module: nn.Module, path: Path) -> None:
@@ -101,22 +169,28 @@ def load_module(module: nn.Module, path: Path) -> None:
         ValueError: if the file is of another module.
     """
     tensors = load_file(path)
-    own = module.state_dict()
-    loaded = {_place(own[name]) for name in tensors if name in own}
-    missing = [name for name, tensor in own.items() if name not in tensors and _place(tensor) not in loaded]
-    unexpected = [name for name in tensors if name not in own]
+    own = module_tensors(module)
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unexpected:
         raise ValueError(f"{path} is of another module; missing: {missing[:5]}, unexpected: {unexpected[:5]}")
-    module.load_state_dict(tensors, strict=False)
+    for name, tensor in own.items():
+        assign(tensor, tensors[name])
 
 
-def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
-    return tensor.data_ptr(), tuple(tensor.shape)
+def module_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and persistent buffers of a module, each by the first of its names."""
+    seen: set[int] = set()
+    distinct = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            distinct[name] = tensor
+    return distinct
 
 
 def _optimizer_tensors(module: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     return {
-        f"{name}/{key}": value.detach().cpu().contiguous().clone()
+        f"{name}/{key}": value
         for name, parameter in module.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
@@ -128,7 +202,21 @@ def _restore_optimizer(module: nn.Module, optimizer: Optimizer, tensors: Mapping
     for key, tensor in tensors.items():
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
-        optimizer.state.setdefault(parameter, {})[entry] = tensor.to(parameter.device)
+        # Moments lie as their parameter lies; counters are numbers.
+        restored = (
+            torch.zeros_like(parameter, dtype=tensor.dtype) if tensor.ndim else torch.zeros_like(tensor, device=parameter.device)
+        )
+        assign(restored, tensor)
+        optimizer.state.setdefault(parameter, {})[entry] = restored
+
+
+def _copies(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
+    copies = {}
+    for name, tensor in tensors.items():
+        complete = whole(tensor)  # on every process, since those that hold parts must give them
+        if keep:
+            copies[name] = complete.to("cpu", copy=True).contiguous()
+    return copies
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import itertools
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,13 +46,20 @@ class StepBatches(Dataset[list[Batch]]):
 
     def __getitem__(self, step: int) -> list[Batch]:
         rows, seen = self.plan.rows_of(step)
+        parts = self.parts(rows)
         micro_batches = []
-        for part in self.parts(rows)[self.rank]:
+        for part in parts[self.rank]:
             if len(part):
-                keys = keyed.row_keys(seed=self.seed, epoch=seen[part], row_ids=rows[part])
-                context = BatchContext(keys=keys, step=step, progress=self._progress(step))
-                micro_batches.append(self.collator(self.rows.take(rows[part]), context))
+                micro_batches.append(self._batch(rows[part], seen[part], step))
+            elif self.size > 1:
+                # Every process makes the same number of calls, since they wait for each other in some of them.
+                one = parts[0][0][:1]
+                micro_batches.append(replace(self._batch(rows[one], seen[one], step), counted=False))
         return micro_batches
+
+    def _batch(self, rows: NDArray[np.int64], seen: NDArray[np.int64], step: int) -> Batch:
+        keys = keyed.row_keys(seed=self.seed, epoch=seen, row_ids=rows)
+        return self.collator(self.rows.take(rows), BatchContext(keys=keys, step=step, progress=self._progress(step)))
 
     def _progress(self, step: int) -> float | None:
         return step / self.plan.num_steps if self.plan.num_steps is not None else None
@@ -61,15 +68,20 @@ class StepBatches(Dataset[list[Batch]]):
         """Return for each rank its micro-batches, as indices into the rows of a global batch."""
         return partition(self.rows.lengths[rows], self.size, self.micro_batch_tokens)
 
-    def row_ids(self, step: int, rank: int, micro_batch: int) -> list[int]:
-        """Return the rows of a rank's micro-batch, for messages."""
+    def row_ids(self, step: int, micro_batch: int) -> list[int]:
+        """Return the rows of one of this rank's micro-batches, for messages."""
         rows, _ = self.plan.rows_of(step)
-        parts = [part for part in self.parts(rows)[rank] if len(part)]
-        ids: list[int] = rows[parts[micro_batch]].tolist()
+        ids: list[int] = rows[self.parts(rows)[self.rank][micro_batch]].tolist()
         return ids
 
-    def load(self, start: int, *, num_workers: int) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of the steps from ``start`` to the end of the plan, without end where it has none."""
+    def load(self, start: int, *, num_workers: int, pin_memory: bool = False) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of the steps from ``start`` to the end of the plan, without end where it has none.
+
+        Args:
+            start: the first step.
+            num_workers: processes that make them ahead of time; 0: this one makes them when they are asked for.
+            pin_memory: whether a GPU is to copy them by itself.
+        """
         num_steps = self.plan.num_steps
         return iter(
             DataLoader(
@@ -78,6 +90,7 @@ class StepBatches(Dataset[list[Batch]]):
                 sampler=range(start, num_steps) if num_steps is not None else itertools.count(start),
                 num_workers=num_workers,
                 collate_fn=_as_is,
+                pin_memory=pin_memory,
                 prefetch_factor=8 if num_workers else None,
                 worker_init_fn=_obey_parent_only,
                 # A generator of its own: the loader draws a seed for its workers, which nothing here uses.

@@ -45,8 +45,19 @@ def optimizer_for(
     listed = [{"params": groups[key], "weight_decay": key[0], "scale": key[1]} for key in sorted(groups, reverse=True)]
     if algorithm == "stable_adamw":
         return StableAdamW(listed, lr=learning_rate, betas=betas, eps=eps)
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameters in groups.values() for parameter in parameters)
-    return AdamW(listed, lr=learning_rate, betas=betas, eps=eps, fused=fused)
+    return AdamW(listed, lr=learning_rate, betas=betas, eps=eps, fused=True)
+
+
+def step_unless(bad: Tensor, optimizer: Optimizer) -> None:
+    """Take a step, unless ``bad`` is 1: then weights and state stay as they are. The host does not wait to know.
+
+    Args:
+        bad: () 0 or 1, float32, on the parameters' device.
+        optimizer: one of ``optimizer_for``; the protocol is the one that torch's gradient scaler has with fused optimisers.
+    """
+    optimizer.found_inf = bad  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.step()
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
@@ -81,9 +92,11 @@ class StableAdamW(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    found_inf: Tensor | None = None
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take a step; no value comes back from the device."""
+        """Take a step, unless ``found_inf`` is 1; no value comes back from the device."""
         assert closure is None, "nobody here evaluates the loss again"
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -98,10 +111,17 @@ class StableAdamW(Optimizer):
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         beta1, beta2 = group["betas"]
-        state["step"] += 1
-        mean = state["exp_avg"].lerp_(gradient, 1.0 - beta1) / (1.0 - beta1 ** state["step"])
-        square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2) / (1.0 - beta2 ** state["step"])
+        step = state["step"] + 1
+        average = state["exp_avg"].lerp(gradient, 1.0 - beta1)
+        average_square = state["exp_avg_sq"].mul(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+        mean, square = average / (1.0 - beta1**step), average_square / (1.0 - beta2**step)
         rms = (gradient.square() / square.clamp(min=group["eps"] ** 2)).mean().sqrt()
         learning_rate = group["lr"] / rms.clamp(min=1.0)
-        parameter.mul_(1.0 - learning_rate * group["weight_decay"])
-        parameter.sub_(learning_rate * mean / (square.sqrt() + group["eps"]))
+        weights = parameter * (1.0 - learning_rate * group["weight_decay"])
+        weights -= learning_rate * mean / (square.sqrt() + group["eps"])
+        self._write(parameter, weights)
+        for name, value in (("step", step), ("exp_avg", average), ("exp_avg_sq", average_square)):
+            self._write(state[name], value)
+
+    def _write(self, target: Tensor, value: Tensor) -> None:
+        target.copy_(value if self.found_inf is None else torch.where(self.found_inf > 0, target, value))

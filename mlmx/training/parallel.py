@@ -7,21 +7,26 @@ the same values and goes the same way. Gradients go through ``sum_gradients``.
 from __future__ import annotations
 
 import gc
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-Value = TypeVar("Value")
+from mlmx.errors import user_error
+from mlmx.training.shard import shard
 
 # Gradients travel in pieces of about this many numbers (100 MB of float32): large enough to fill the wire, small beside the model.
 _BUCKET_NUMEL = 25_000_000
+
+# What ranks tell each other has room here as a rule, so that one exchange does.
+_FIRST_BYTES = 2048
 
 
 @dataclass(slots=True)
@@ -32,14 +37,18 @@ class ProcessGroup:
         device: where this process computes.
         rank: its number, from 0.
         size: how many there are.
+        num_shards: how many processes share one copy of the weights; 1: each has its own.
         peak_flops: FLOPs per second that a device of the group can do at most; None if nobody said so.
+        asynchronous: whether the device computes while this process goes on, as a GPU does.
         stop_requested: set by a signal handler; the trainer asks all ranks and stops them together.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
     size: int = 1
+    num_shards: int = 1
     peak_flops: float | None = None
+    asynchronous: bool = False
     stop_requested: bool = False
     _control: dist.ProcessGroup | None = None
 
@@ -52,13 +61,24 @@ class ProcessGroup:
         """Ask the trainer to write a checkpoint and stop; safe in a signal handler."""
         self.stop_requested = True
 
-    def gather(self, value: Value) -> list[Value]:
-        """Return every rank's value, in the order of ranks."""
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in the order of ranks; values are JSON, since nothing that is read is ever unpickled."""
         if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._control)
-        return values
+        encoded = json.dumps(value).encode()
+        message = torch.frombuffer(bytearray(len(encoded).to_bytes(8, "big") + encoded), dtype=torch.uint8)
+        firsts = self._gather_bytes(message[:_FIRST_BYTES], _FIRST_BYTES)
+        lengths = [int.from_bytes(first[:8], "big") for first in firsts]
+        rest = max(lengths) + 8 - _FIRST_BYTES
+        others = self._gather_bytes(message[_FIRST_BYTES:], rest) if rest > 0 else [b""] * self.size
+        return [json.loads((a + b)[8 : 8 + length]) for a, b, length in zip(firsts, others, lengths, strict=True)]
+
+    def _gather_bytes(self, data: Tensor, length: int) -> list[bytes]:
+        padded = torch.zeros(length, dtype=torch.uint8)
+        padded[: len(data)] = data
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(gathered, padded, group=self._control)
+        return [tensor.numpy().tobytes() for tensor in gathered]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -71,12 +91,27 @@ class ProcessGroup:
             for tensor in _distinct([*module.parameters(), *module.buffers()]):
                 dist.broadcast(tensor.detach(), src=0)
 
+    def place(self, module: nn.Module, layers: Iterable[nn.Module]) -> None:
+        """Put a module on the device, with the same weights on every rank, divided among ``num_shards`` of them layer by layer."""
+        module.to(self.device)
+        self.broadcast_module(module)
+        if self.num_shards > 1:
+            shard(module, layers, device=self.device.type, num_processes=self.size, num_shards=self.num_shards)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of the ranks' tensors, on the device."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum gradients over ranks, in buckets whose layout depends on the parameters alone.
 
-        A parameter that got a gradient on some ranks counts as zero on the others; one that got none anywhere keeps none.
+        A parameter that got a gradient on some ranks counts as zero on the others; one that got none anywhere keeps none. Those
+        of divided weights have been summed by the backward pass.
         """
-        if self.size == 1:
+        if self.size == 1 or self.num_shards > 1:
             return
         trainable = [parameter for parameter in parameters if parameter.requires_grad]
         present = torch.tensor([parameter.grad is not None for parameter in trainable], dtype=torch.uint8)
@@ -117,6 +152,7 @@ def process_group(
     device: Literal["auto", "cpu", "cuda"],
     num_threads: int | None,
     timeout_seconds: float,
+    num_shards: int = 1,
     peak_flops: float | None = None,
 ) -> Iterator[ProcessGroup]:
     """Join the processes that torchrun started, or stand alone where it did not.
@@ -127,9 +163,12 @@ def process_group(
         device: ``auto`` takes CUDA where there is a GPU.
         num_threads: CPU threads per process; None: what ``OMP_NUM_THREADS`` says, or the cores divided among the processes.
         timeout_seconds: how long a collective waits for the other ranks before it fails.
+        num_shards: how many processes share one copy of the weights.
         peak_flops: FLOPs per second that one device can do at most, at the precision in use; None: not known.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if size % num_shards:
+        raise user_error("parallel.num_shards", f"{num_shards} does not divide the {size} processes.")
     # Said explicitly, since torchrun sets 1 thread and a direct start all cores.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(num_threads or int(os.environ.get("OMP_NUM_THREADS", "0")) or max(1, cores // size))
@@ -138,13 +177,21 @@ def process_group(
     if cuda:
         torch.cuda.set_device(chosen)
     if size == 1:
-        yield ProcessGroup(device=chosen, peak_flops=peak_flops)
+        yield ProcessGroup(device=chosen, peak_flops=peak_flops, asynchronous=cuda)
         return
     timeout = timedelta(seconds=timeout_seconds)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=chosen if cuda else None)
     # What the ranks tell each other beside gradients are small Python values, which NCCL would have to copy to the GPU.
     control = dist.new_group(backend="gloo", timeout=timeout) if cuda else dist.group.WORLD
-    group = ProcessGroup(device=chosen, rank=rank, size=size, peak_flops=peak_flops, _control=control)
+    group = ProcessGroup(
+        device=chosen,
+        rank=rank,
+        size=size,
+        num_shards=num_shards,
+        peak_flops=peak_flops,
+        asynchronous=cuda,
+        _control=control,
+    )
     try:
         yield group
     except BaseException:

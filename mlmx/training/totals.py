@@ -28,13 +28,16 @@ class Work:
 
     @classmethod
     def of(cls, objective: Objective, batches: Sequence[Batch]) -> Work:
-        """Return the work that some micro-batches are."""
-        counts = add_up(batch.counts for batch in batches)
-        return cls(counts, sum(batch.num_tokens for batch in batches), sum(objective.flops(batch) for batch in batches))
+        """Return the work that some micro-batches are; those that do not count are none."""
+        counted = [batch for batch in batches if batch.counted]
+        # A name without predictions is still a name.
+        counts = dict.fromkeys(batches[0].counts if batches else (), 0.0) | add_up(batch.counts for batch in counted)
+        return cls(counts, sum(batch.num_tokens for batch in counted), sum(objective.flops(batch) for batch in counted))
 
     @classmethod
-    def total(cls, works: Sequence[Work]) -> Work:
+    def total(cls, works: Iterable[Work]) -> Work:
         """Return the work of all ranks."""
+        works = list(works)
         return cls(add_up(work.counts for work in works), sum(work.tokens for work in works), sum(work.flops for work in works))
 
     @property
@@ -52,30 +55,35 @@ def add_up(records: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return totals
 
 
-def weighted_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float], counts: Mapping[str, float]) -> Tensor:
-    """Return this micro-batch's part of the loss: summed terms, weighted, over the counts of the whole global batch."""
+def weighted_loss(
+    terms: Mapping[str, Tensor], weights: Mapping[str, float], counts: Mapping[str, float], *, counted: bool = True
+) -> Tensor:
+    """Return a micro-batch's part of the loss: summed terms, weighted, over the counts of the whole global batch.
+
+    Args:
+        terms: term -> sum.
+        weights: term -> weight.
+        counts: term -> number of predictions of the global batch.
+        counted: False for a micro-batch whose part is 0.
+    """
     if set(terms) != set(weights) or set(terms) != set(counts):
         raise ValueError(f"terms {sorted(terms)}, weights {sorted(weights)} and counts {sorted(counts)} must have the same names")
     # A term without predictions stays in the graph with a factor of 0, so that every parameter it reaches has a gradient.
-    parts = [terms[name].float() * (weights[name] / counts[name] if counts[name] else 0.0) for name in sorted(terms)]
+    parts = [
+        terms[name].to(torch.promote_types(terms[name].dtype, torch.float32))
+        * (weights[name] / counts[name] if counted and counts[name] else 0.0)
+        for name in sorted(terms)
+    ]
     return torch.stack(parts).sum()
 
 
-def numbers_of(output: Output, loss: Tensor) -> dict[str, Tensor]:
-    """Return everything of a micro-batch that is summed for the log, as it lies on the device."""
+def sums_of(output: Output, loss: Tensor, *, counted: bool = True) -> dict[str, Tensor]:
+    """Return everything of a micro-batch that is summed for the log, as it lies on the device; zeros where nothing counts."""
     named: dict[str, Tensor] = {"loss": loss}
     named |= {f"loss/{name}": term for name, term in output.terms.items()}
     for name, (total, count) in output.metrics.items():
         named |= {f"{name}\0sum": total, f"{name}\0count": count}
-    return {name: tensor.detach().double().reshape(()) for name, tensor in named.items()}
-
-
-def read(numbers: Sequence[Mapping[str, Tensor]], norm: Tensor) -> tuple[list[dict[str, float]], float]:
-    """Return the numbers of all micro-batches and the gradient's norm; one transfer from the device, and one wait, for all."""
-    tensors = [tensor for of_micro_batch in numbers for tensor in of_micro_batch.values()]
-    *values, norm_value = torch.stack([*tensors, norm.detach().to(torch.float64)]).tolist()
-    remaining = iter(values)
-    return [{name: next(remaining) for name in of_micro_batch} for of_micro_batch in numbers], norm_value
+    return {name: (t.detach() if counted else torch.zeros_like(t)).double().reshape(()) for name, t in named.items()}
 
 
 def means_of(totals: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:

@@ -6,50 +6,31 @@ sums of losses, and the trainer divides them by counts that were totalled before
 
 from __future__ import annotations
 
-import logging
-import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import nn
-from torch.optim import Optimizer
 
-from mlmx import keyed
 from mlmx.build import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Ratio
-from mlmx.data.batch import Batch
 from mlmx.data.plan import BatchPlan
 from mlmx.data.rows import RowDataset
 from mlmx.errors import Problem, UserError, user_error
 from mlmx.models.encoder import Encoder, set_dropout
 from mlmx.objectives.objective import Objective
 from mlmx.stage import StageDir
-from mlmx.training.budget import Budget, Spent
-from mlmx.training.checkpoint import load_checkpoint, save_checkpoint
+from mlmx.training.budget import Budget
 from mlmx.training.loader import StepBatches
+from mlmx.training.loop import Loop, NonFiniteError, Stopped
 from mlmx.training.metrics import MetricsLog, Record
-from mlmx.training.optim import Algorithm, optimizer_for, set_learning_rate
+from mlmx.training.optim import Algorithm, optimizer_for
 from mlmx.training.parallel import ProcessGroup
 from mlmx.training.schedule import LearningRate, Schedule
-from mlmx.training.stopwatch import Stopwatch, peak_memory_bytes
-from mlmx.training.totals import Work, add_up, means_of, numbers_of, read, weighted_loss
+from mlmx.training.shard import make_whole
+from mlmx.training.stopwatch import Stopwatch
 
-log = logging.getLogger(__name__)
+__all__ = ["NonFiniteError", "Stopped", "Trainer"]
 
 _BUDGETS = ("max_steps", "max_epochs", "max_tokens", "max_supervised_tokens", "max_seconds", "max_flops")
-_CUT_UP = "the objective compares the examples of a batch, so a batch cannot be cut up: raise it, or make the batch smaller."
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or a gradient that is not finite; raised before the optimiser step."""
-
-
-class Stopped(Exception):  # noqa: N818 - not an error: somebody asked for it
-    """The training was asked to stop and has written a checkpoint."""
 
 
 class Trainer:
@@ -85,8 +66,10 @@ class Trainer:
         max_grad_norm: PositiveFloat | None,
         dropout: Ratio | None,
         precision: Literal["float32", "bfloat16"],
+        on_nonfinite: Literal["stop", "skip"],
         log_every_steps: Positive,
         checkpoint_every_steps: Positive | None,
+        checkpoint_every_minutes: PositiveFloat | None,
         keep_checkpoints: Positive,
         num_workers: NonNegative,
     ) -> None:
@@ -105,7 +88,8 @@ class Trainer:
             batch_examples: rows of a global batch.
             batch_warmup_tokens: tokens over which the global batch grows linearly to its full size; null: it has it from the start.
             batch_warmup_start_ratio: part of the full size that the first batch has; null without ``batch_warmup_tokens``.
-            micro_batch_tokens: most tokens of one forward pass of one process; null: the process' whole share.
+            micro_batch_tokens: most tokens of one forward pass of one process; null: the process' whole share. Where memory is too
+                small for it, the training goes on with half of it, and half of that.
             max_length: tokens of the longest row of a corpus, special ones included; null where a task makes its own rows.
             overlong: what happens to longer texts of a corpus; null where a task makes its own rows.
             learning_rate: at its peak.
@@ -124,8 +108,11 @@ class Trainer:
             max_grad_norm: gradients are scaled down to this norm; null: never.
             dropout: every dropout of the objective; null: as the model has it.
             precision: of the forward pass; weights and optimiser are float32.
+            on_nonfinite: what a step is for whose loss or gradient is not finite: ``stop`` ends the training before it and saves
+                its batch; ``skip`` leaves weights and optimiser as they are, counts it and goes on.
             log_every_steps: steps between lines of ``metrics.jsonl``.
-            checkpoint_every_steps: null: none but when stopped.
+            checkpoint_every_steps: and
+            checkpoint_every_minutes: whichever comes first; both null: none but when stopped.
             keep_checkpoints: how many stay.
             num_workers: processes that prepare batches; 0: none.
 
@@ -168,8 +155,10 @@ class Trainer:
         self.layer_decay, self.optimizer = layer_decay, optimizer
         self.weight_decay, self.betas, self.eps, self.max_grad_norm = weight_decay, betas, eps, max_grad_norm
         self.dropout, self.precision = dropout, precision
+        self.on_nonfinite = on_nonfinite
         self.log_every_steps, self.num_workers = log_every_steps, num_workers
-        self.checkpoint_every_steps, self.keep_checkpoints = checkpoint_every_steps, keep_checkpoints
+        self.checkpoint_every_steps, self.checkpoint_every_minutes = checkpoint_every_steps, checkpoint_every_minutes
+        self.keep_checkpoints = keep_checkpoints
 
     def fit(
         self,
@@ -199,26 +188,15 @@ class Trainer:
             NonFiniteError: before the step whose loss or gradient is not finite.
             Stopped: after the checkpoint that a stop request asked for.
         """
-        run = self._start(objective, rows, seed, processes)
-        self._resume(run, stage)
-        metrics = MetricsLog(stage, run.budget, run.spent, processes, run.watch, on_log)
-        batches = run.batches.load(run.spent.steps, num_workers=self.num_workers)
-        run.began = time.monotonic() - run.spent.seconds
-        while not run.budget.is_spent(run.spent):
-            record, stop = self._step(run, batches)
-            step, last = run.spent.steps, run.budget.is_spent(run.spent)
-            if processes.is_main and (step == 1 or step % self.log_every_steps == 0 or last):
-                metrics.write(run.spent, {**record, "epoch": run.plan.epoch_of(step - 1)})
-            due = self.checkpoint_every_steps is not None and step % self.checkpoint_every_steps == 0
-            if stop or (due and not last) or (last and self.checkpoint_every_steps is not None):
-                self._checkpoint(run, stage)
-            if stop and not last:
-                raise Stopped(f"stopped after {run.budget.told(run.spent)}, as asked; a checkpoint is written")
-            run.watch.lap("other")
+        loop = self.prepare(objective, rows, stage, seed=seed, processes=processes)
+        loop.resume()
+        loop.run(MetricsLog(stage, loop.budget, loop.spent, processes, loop.watch, on_log))
+        make_whole(objective)
         objective.eval()
-        return run.result()
+        return loop.result()
 
-    def _start(self, objective: Objective, rows: RowDataset, seed: int, processes: ProcessGroup) -> _Run:
+    def prepare(self, objective: Objective, rows: RowDataset, stage: StageDir, *, seed: int, processes: ProcessGroup) -> Loop:
+        """Return what ``fit`` runs, before its first step."""
         longest, limit = int(rows.lengths.max(initial=0)), objective.encoder.max_length
         if longest > limit:
             raise user_error("trainer.max_length", f"rows have up to {longest} tokens; the encoder takes at most {limit}.")
@@ -238,9 +216,10 @@ class Trainer:
         )
         if self.dropout is not None:
             set_dropout(objective, self.dropout)
-        objective.to(processes.device).train()
-        processes.broadcast_module(objective)
-        return _Run(
+        encoders = [part for part in objective.modules() if isinstance(part, Encoder)]
+        processes.place(objective.train(), [layer for encoder in encoders for layer in encoder.layers or ()])
+        return Loop(
+            settings=self,
             objective=objective,
             optimizer=optimizer_for(
                 objective,
@@ -265,129 +244,16 @@ class Trainer:
                 rank=processes.rank,
                 size=processes.size,
             ),
+            stage=stage,
             seed=seed,
             processes=processes,
             watch=Stopwatch(processes.device, enabled=processes.is_main),
         )
 
-    def _step(self, run: _Run, batches: Iterator[list[Batch]]) -> tuple[Record, bool]:
-        processes, objective, before = run.processes, run.objective, run.spent
-        micro_batches = next(batches)
-        # 1. What the terms will be divided by: known before forward, totalled over micro-batches and ranks.
-        work = Work.total(processes.gather(Work.of(objective, micro_batches)))
-        if objective.batch_coupled and len(micro_batches) > 1:
-            raise user_error("trainer.micro_batch_tokens", _CUT_UP)
-        run.watch.lap("data")
-        # 2. Forward and backward, one micro-batch at a time.
-        run.optimizer.zero_grad(set_to_none=True)
-        numbers = []
-        for index, batch in enumerate(micro_batches):
-            _seed_dropout(run.seed, before.steps, index, processes.rank)
-            with self._autocast(processes.device):
-                output = objective(replace(batch, progress=run.budget.progress(before)).to(processes.device))
-            loss = weighted_loss(output.terms, objective.weights, work.counts)
-            run.watch.lap("forward")
-            loss.backward()  # type: ignore[no-untyped-call]
-            numbers.append(numbers_of(output, loss))
-            run.watch.lap("backward")
-        # 3. Sums over ranks: of gradients, which are then those of the global mean, and of what is logged. Here, once per step,
-        # the host waits for the device: no step may be taken before its loss and gradient are known to be finite.
-        processes.sum_gradients(objective.parameters())
-        values, norm = read(numbers, nn.utils.clip_grad_norm_(objective.parameters(), self.max_grad_norm or math.inf))
-        reports = processes.gather((values, processes.stop_requested, time.monotonic() - run.began))
-        _check_finite(run, before.steps, [values for values, _, _ in reports], norm)
-        # 4. The step itself. The time is the main process', so that all ranks see the same part of the budget spent.
-        run.spent = before.after_step(
-            tokens=work.tokens, supervised_tokens=work.supervised_tokens, flops=work.flops, seconds=reports[0][2]
-        )
-        learning_rate, run.warmed = self.learning_rate.at(run.budget, before, run.spent, run.warmed)
-        set_learning_rate(run.optimizer, learning_rate)
-        run.optimizer.step()
-        objective.after_step(before.steps)
-        run.watch.lap("optimizer")
-        totals = add_up(add_up(values) for values, _, _ in reports)
-        run.final_loss = totals["loss"]
-        record = {"loss": totals["loss"], **means_of(totals, work.counts), "learning_rate": learning_rate, "grad_norm": norm}
-        return record, any(stop for _, stop, _ in reports)
-
     def _scales(self, encoder: Encoder) -> dict[nn.Parameter, float]:
         if self.layer_decay is None:
             return {}
         return {parameter: self.layer_decay ** (encoder.num_layers + 1 - depth) for parameter, depth in encoder.depths().items()}
-
-    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
-
-    def _checkpoint(self, run: _Run, stage: StageDir) -> None:
-        if run.processes.is_main:
-            state = {"spent": asdict(run.spent), "warmed": run.warmed, "final_loss": run.final_loss}
-            save_checkpoint(stage.checkpoints_dir, run.spent.steps, run.objective, run.optimizer, state, keep=self.keep_checkpoints)
-        # Nobody runs on towards the next checkpoint, or to the exit, before this one is whole.
-        run.processes.barrier()
-
-    def _resume(self, run: _Run, stage: StageDir) -> None:
-        state = load_checkpoint(stage.checkpoints_dir, run.objective, run.optimizer)
-        if state is not None:
-            run.spent = Spent(**state["spent"])
-            run.warmed, run.final_loss = state["warmed"], state["final_loss"]
-        if len(set(run.processes.gather(run.spent.steps))) > 1:
-            raise RuntimeError("the ranks found different checkpoints; is the stage directory on a shared disk?")
-        if state is not None:
-            log.warning("goes on after %s", run.budget.told(run.spent))
-
-
-@dataclass(slots=True, kw_only=True)
-class _Run:
-    # What belongs to one call of fit.
-    objective: Objective
-    optimizer: Optimizer
-    plan: BatchPlan
-    budget: Budget
-    batches: StepBatches
-    seed: int
-    processes: ProcessGroup
-    watch: Stopwatch
-    spent: Spent = field(default_factory=Spent)
-    warmed: float = 0  # how much of the budget the warm-up has taken
-    final_loss: float | None = None
-    began: float = 0.0
-
-    def result(self) -> dict[str, Any]:
-        steps = self.spent.steps
-        return {
-            **self.spent.to_json(),
-            "flops": self.spent.flops or None,
-            "peak_memory_bytes": peak_memory_bytes(self.processes.device),
-            "final_loss": self.final_loss,
-            "num_parameters": sum(parameter.numel() for parameter in self.objective.parameters()),
-            "num_encoder_parameters": sum(parameter.numel() for parameter in self.objective.encoder.base.parameters()),
-            "num_rows": len(self.batches.rows),
-            "num_epochs": self.plan.epoch_of(steps - 1) + 1 if steps else 0,
-            "num_processes": self.processes.size,
-        }
-
-
-def _check_finite(run: _Run, step: int, numbers: list[list[dict[str, float]]], norm: float) -> None:
-    # Every rank has everybody's numbers, so all of them stop.
-    for rank, of_rank in enumerate(numbers):
-        for index, of_micro_batch in enumerate(of_rank):
-            if not math.isfinite(of_micro_batch["loss"]):
-                rows = run.batches.row_ids(step, rank, index)
-                raise NonFiniteError(f"the loss of step {step + 1} is not finite, on rows {_listed(rows)}")
-    if not math.isfinite(norm):
-        rows = sorted(run.plan.rows_of(step)[0].tolist())
-        raise NonFiniteError(f"the gradient of step {step + 1} is not finite, on rows {_listed(rows)}")
-
-
-def _seed_dropout(seed: int, step: int, micro_batch: int, rank: int) -> None:
-    keys = np.array([seed], np.int64)
-    for value in (keyed.stream("dropout"), step, micro_batch, rank):
-        keys = keyed.fold(keys, value)
-    torch.manual_seed(int(keys[0]))
-
-
-def _listed(rows: list[int], at_most: int = 20) -> str:
-    return ", ".join(map(str, rows[:at_most])) + (f" ... ({len(rows)} in all)" if len(rows) > at_most else "")
 
 
 def _num_given(settings: tuple[float | None, ...]) -> int:

@@ -159,6 +159,7 @@ def run(stage: StageDir) -> None:
         device=parallel["device"],
         num_threads=parallel["num_threads"],
         timeout_seconds=parallel["timeout_seconds"],
+        num_shards=parallel["num_shards"] if config["kind"] in TRAINING_KINDS else 1,
         peak_flops=parallel["peak_flops"],
     ) as processes:
         # Whatever a constructor draws (an encoder from scratch, a fresh head) is drawn from here.

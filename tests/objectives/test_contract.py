@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_pairs import NAMES, batch_of, make_objective, node_of, rows_of, tiny_encoder, train
+from tiny_pairs import NAMES, batch_of, first_gradient, make_objective, node_of, rows_of, tiny_encoder, train
 
 from mlmx.data.batch import Batch
 from mlmx.models.load import load_encoder
@@ -84,10 +84,13 @@ def two_ranks(tmp_path_factory) -> Path:
     return folder
 
 
-def test_two_ranks_equal_one(name, tmp_path, two_ranks):
+@pytest.mark.parametrize("layout", ["replicated", "sharded"])
+def test_two_ranks_equal_one(name, layout, tmp_path, two_ranks):
     train(tmp_path, name)
     assert len(losses(tmp_path)) == 20
-    assert losses(two_ranks / name) == pytest.approx(losses(tmp_path), rel=1e-6)
+    assert losses(two_ranks / layout / name) == pytest.approx(losses(tmp_path), rel=1e-6)
+    one, two = first_gradient(tmp_path), first_gradient(two_ranks / layout / name)
+    assert (two - one).norm() <= 1e-6 * one.norm()
 
 
 class StopAfterSix(ProcessGroup):

@@ -7,11 +7,14 @@ decide part of speech and entity class.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from mlmx import keyed, listing
 from mlmx.build import build
@@ -22,6 +25,7 @@ from mlmx.data.vocabulary import Vocabulary
 from mlmx.objectives.objective import Objective
 from mlmx.stage import StageDir
 from mlmx.training.parallel import ProcessGroup, process_group
+from mlmx.training.shard import whole
 from mlmx.training.trainer import Trainer
 from tests.tiny import SPECIALS, TRAINER, numbered_tokenizer, scratch_encoder
 
@@ -123,17 +127,34 @@ def batch_of(objective: Objective, indices, seed: int = 0, epoch: int = 0, rows:
 def train(
     folder: Path, name: str, *, processes: ProcessGroup | None = None, objective: Objective | None = None, **settings: Any
 ) -> tuple[Objective, dict[str, Any]]:
-    """Train an objective of this name in a stage directory."""
-    stage = StageDir(folder)
+    """Train an objective of this name in a stage directory, and keep its first gradient there."""
+    stage, processes = StageDir(folder), processes or ProcessGroup()
     folder.mkdir(parents=True, exist_ok=True)
     objective = objective or make_objective(name)
+    after_step = objective.after_step
+
+    def keep_gradient(step: int) -> None:
+        if step == 0:
+            parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in objective.parameters() if p.requires_grad]
+            gradient = torch.cat([whole(part).flatten() for part in parts])
+            if processes.is_main:
+                save_file({"gradient": gradient}, folder / "gradient.safetensors")
+        after_step(step)
+
+    objective.after_step = keep_gradient
     trainer = Trainer(**{**TRAINER, **settings})
-    return objective, trainer.fit(objective, rows_of(objective), stage, seed=0, processes=processes or ProcessGroup())
+    return objective, trainer.fit(objective, rows_of(objective), stage, seed=0, processes=processes)
+
+
+def first_gradient(folder: Path) -> torch.Tensor:
+    """The whole gradient of the first step of a training."""
+    return load_file(folder / "gradient.safetensors")["gradient"]
 
 
 def train_all(processes: ProcessGroup, folder: Path) -> None:
-    for name in NAMES:
-        train(folder / name, name, processes=processes)
+    for layout, num_shards in (("replicated", 1), ("sharded", processes.size)):
+        for name in NAMES:
+            train(folder / layout / name, name, processes=replace(processes, num_shards=num_shards))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mlmx.training.checkpoint import load_checkpoint, load_module, save_checkpoint, save_module
+from mlmx.training.checkpoint import Snapshot, load_checkpoint, load_module, save_module, write_checkpoint
 
 
 class Tied(nn.Module):
@@ -27,9 +27,13 @@ def trained(seed: int = 0) -> tuple[Tied, torch.optim.Optimizer]:
     return module, optimizer
 
 
+def save(folder, step, module, optimizer, state, *, keep):
+    write_checkpoint(folder, Snapshot.of(module, optimizer, {**state, "step": step}), keep=keep)
+
+
 def test_round_trip_with_tied_weights(tmp_path):
     module, optimizer = trained()
-    save_checkpoint(tmp_path, 5, module, optimizer, {"tokens": 9}, keep=1)
+    save(tmp_path, 5, module, optimizer, {"tokens": 9}, keep=1)
     other, other_optimizer = trained(seed=1)
     assert load_checkpoint(tmp_path, other, other_optimizer) == {"tokens": 9, "step": 5}
     for name, tensor in module.state_dict().items():
@@ -45,7 +49,7 @@ def test_oldest_are_deleted_and_nothing_else_is_left(tmp_path):
     module, optimizer = trained()
     (tmp_path / ".step-00000003").mkdir()  # what a power cut left behind
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step, module, optimizer, {}, keep=2)
+        save(tmp_path, step, module, optimizer, {}, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
     assert sorted(path.name for path in (tmp_path / "step-00000003").iterdir()) == [
         "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json",
@@ -56,7 +60,7 @@ def test_oldest_are_deleted_and_nothing_else_is_left(tmp_path):
 def test_damaged_ones_are_passed_over(tmp_path, caplog, damage):
     module, optimizer = trained()
     for step in (1, 2):
-        save_checkpoint(tmp_path, step, module, optimizer, {}, keep=2)
+        save(tmp_path, step, module, optimizer, {}, keep=2)
     newest = tmp_path / "step-00000002"
     if damage == "truncated":
         (newest / "optimizer.safetensors").write_bytes((newest / "optimizer.safetensors").read_bytes()[:-10])

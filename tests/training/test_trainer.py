@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from toy_training import SETTINGS, ToyObjective, ToyRows, toy_encoder, train
 
 from mlmx import keyed
@@ -157,22 +158,91 @@ def test_damaged_checkpoint_is_passed_over_and_named(tmp_path, caplog):
     assert "passed over" not in caplog.text
 
 
-def test_loss_that_is_not_finite_stops_before_the_step_and_names_the_row(tmp_path):
+def culprit_of_step_3() -> tuple[int, int]:
+    # A row of the third batch, and the key it has in the first epoch.
     plan = BatchPlan(ToyRows().lengths, seed=0, batch_examples=8, max_steps=12)
-    culprit = int(plan.rows_of(2)[0][5])
-    key = int(keyed.row_keys(seed=0, epoch=0, row_ids=np.array([culprit]))[0])
+    row = int(plan.rows_of(2)[0][5])
+    return row, int(keyed.row_keys(seed=0, epoch=0, row_ids=np.array([row]))[0])
 
-    class Broken(ToyObjective):
+
+class Broken(ToyObjective):
+    """Its loss is not a number on one row."""
+
+    def forward(self, batch: Batch) -> Output:
+        output = super().forward(batch)
+        factor = math.nan if culprit_of_step_3()[1] in batch.keys.tolist() else 1.0
+        return Output({**output.terms, "rows": output.terms["rows"] * factor}, output.metrics)
+
+
+# Like a GPU, a device may be a step behind the process that tells it what to do.
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "stable_adamw"])
+def test_loss_that_is_not_finite_stops_before_the_step_and_names_the_row(tmp_path, asynchronous, optimizer):
+    row, key = culprit_of_step_3()
+    objective, settings = Broken(toy_encoder()), {"micro_batch_tokens": 1, "optimizer": optimizer}
+    with pytest.raises(NonFiniteError, match=rf"loss of step 3 is not finite, on rows {row}\. The batch is saved"):
+        train(tmp_path / "broken", objective=objective, processes=ProcessGroup(asynchronous=asynchronous), **settings)
+    (saved,) = (tmp_path / "broken" / "nonfinite").iterdir()
+    assert load_file(saved)["keys"].tolist() == [key]
+    two_steps = ToyObjective(toy_encoder())
+    with pytest.raises(Stopped):
+        train(tmp_path / "two", objective=two_steps, processes=StopAfter(2), **settings)
+    assert all(torch.equal(*pair) for pair in zip(objective.parameters(), two_steps.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "stable_adamw"])
+def test_a_step_that_is_not_finite_can_be_skipped(tmp_path, optimizer):
+    states = {}
+    for asynchronous in (False, True):
+        folder = tmp_path / str(asynchronous)
+        objective, result = train(
+            folder,
+            objective=Broken(toy_encoder()),
+            processes=ProcessGroup(asynchronous=asynchronous),
+            on_nonfinite="skip",
+            optimizer=optimizer,
+            max_steps=4,
+        )
+        assert result["skipped_steps"] == 1
+        assert [line["skipped_steps"] for line in metrics(folder)] == [0, 0, 1, 1]
+        assert all(bool(parameter.isfinite().all()) for parameter in objective.parameters())
+        states[asynchronous] = objective
+    assert same_state(states[False], states[True])
+
+
+def test_numbers_that_are_read_late_are_the_same(tmp_path):
+    train(tmp_path / "at once")
+    train(tmp_path / "late", processes=ProcessGroup(asynchronous=True))
+    assert losses(tmp_path / "late") == losses(tmp_path / "at once")
+
+
+def test_micro_batches_that_do_not_fit_are_halved(tmp_path, caplog):
+    class Large(ToyObjective):
         def forward(self, batch: Batch) -> Output:
-            output = super().forward(batch)
-            factor = math.nan if key in batch.keys.tolist() else 1.0
-            return Output({**output.terms, "rows": output.terms["rows"] * factor})
+            if batch.num_tokens > 70:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(batch)
 
-    objective = Broken(toy_encoder())
-    with pytest.raises(NonFiniteError, match=rf"loss of step 3 is not finite, on rows {culprit}$"):
-        train(tmp_path, objective=objective, micro_batch_tokens=1)
-    assert objective.steps_seen == 2
-    assert all(bool(parameter.isfinite().all()) for parameter in objective.parameters())
+    train(tmp_path / "whole", max_steps=6)
+    train(tmp_path / "halved", objective=Large(toy_encoder()), max_steps=6)
+    assert losses(tmp_path / "halved") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+    assert "goes on with micro_batch_tokens=" in caplog.text
+
+
+def test_micro_batches_cannot_be_smaller_than_a_row(tmp_path):
+    class TooLarge(ToyObjective):
+        def forward(self, batch: Batch) -> Output:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(UserError, match="they cannot be smaller"):
+        train(tmp_path, objective=TooLarge(toy_encoder()))
+
+
+def test_checkpoints_by_the_clock(tmp_path):
+    train(tmp_path, checkpoint_every_minutes=1e-9, keep_checkpoints=3)
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
+        "step-00000010", "step-00000011", "step-00000012",
+    ]  # fmt: skip
 
 
 def test_no_steps_leave_the_weights_alone(tmp_path):
