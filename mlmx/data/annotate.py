@@ -7,7 +7,7 @@ Annotations are keyed by example and word index: the arrays run parallel to the 
 
 from __future__ import annotations
 
-import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -17,19 +17,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlmx.data.arrays import ArrayWriter, finished
 from mlmx.data.corpus import Annotation, Annotator, Segment
-from mlmx.data.prepare import Numbering, save_atomically
+from mlmx.data.example_writer import Numbering
 from mlmx.data.progress import progress_bar
-from mlmx.data.store import ANNOTATION_META, FORMAT, ArrayWriter, TokenStore
+from mlmx.data.store import ANNOTATION_META, FORMAT, TokenStore
 from mlmx.data.words import align
 from mlmx.errors import user_error
+
+log = logging.getLogger(__name__)
 
 _BATCH_SEGMENTS = 512
 OUTSIDE = "O"
 
 
-def annotate_store(store: TokenStore, annotator: Annotator, folder: Path, *, show_progress: bool = True) -> dict[str, Any]:
+def annotate_store(
+    store: TokenStore, annotator: Annotator, folder: Path, *, identity: str | None = None, show_progress: bool = True
+) -> dict[str, Any]:
     """Annotate every word of a store; writes arrays that :meth:`TokenStore.with_annotations` attaches.
+
+    Args:
+        store: what to annotate.
+        annotator: what annotates it; loaded here.
+        folder: where the arrays lie in the end.
+        identity: names store and annotator; an annotation that was interrupted under this name is gone on with, one that was
+            finished is left as it is. None always begins anew.
+        show_progress: whether to say how far it is.
 
     Returns:
         What ``annotations.json`` holds: class names per layer (index 0 is "", not annotated), and per language how many words have
@@ -38,19 +51,17 @@ def annotate_store(store: TokenStore, annotator: Annotator, folder: Path, *, sho
     Raises:
         UserError: if no word at all is annotated.
     """
-    meta: dict[str, Any] = {}
+    if (meta := finished(folder, ANNOTATION_META, identity)) is not None:
+        return meta
     annotator.load()
-
-    def write(partial: Path) -> None:
-        with ArrayWriter(partial) as writer:
-            annotation = _Annotation(store, annotator, writer)
-            for batch in progress_bar(annotation.batches(), "annotate", total=annotation.num_batches, show=show_progress):
+    with ArrayWriter(folder, identity) as writer:
+        annotation = _Annotation(store, annotator, writer)
+        batches = progress_bar(annotation.batches(), "annotate", total=store.num_segments, size=len, show=show_progress)
+        for batch in batches:
+            if batch.start >= annotation.num_written_before:
                 annotation.add(batch)
-            meta.update(annotation.meta())
-        (partial / ANNOTATION_META).write_text(json.dumps(meta, ensure_ascii=False, indent=1), "utf-8")
-
-    save_atomically(folder, write)
-    return meta
+                writer.save_now_and_then(annotation.state)
+        return writer.finish(ANNOTATION_META, annotation.meta(), annotation.state())
 
 
 class _Codes(dict[str | None, int]):
@@ -75,14 +86,26 @@ class _Annotation:
         self.store = store
         self.annotator = annotator
         self.writer = writer
+        state = writer.state or {"num_written": 0, "names": {}, "counts": []}
+        self.num_written_before: int = state["num_written"]
+        self._num_written = self.num_written_before
+        if self.num_written_before:
+            log.warning("goes on after %s of %s segments", f"{self.num_written_before:,}", f"{store.num_segments:,}")
         # "O" is a class of its own: annotated, and no entity.
-        self.names = {layer: Numbering({"": 0, OUTSIDE: 1} if layer == "entity" else {"": 0}) for layer in annotator.layers}
+        self.names = {
+            layer: Numbering(state["names"].get(layer) or ({"": 0, OUTSIDE: 1} if layer == "entity" else {"": 0}))
+            for layer in annotator.layers
+        }
         self.codes = {layer: _Codes(names, layer == "entity") for layer, names in self.names.items()}
-        self.counts: dict[tuple[str, str], Counter[int]] = {}
+        self.counts = {
+            (layer, language): Counter({int(i): total for i, total in counts.items()})
+            for layer, language, counts in state["counts"]
+        }
 
-    @property
-    def num_batches(self) -> int:
-        return -(-self.store.num_segments // _BATCH_SEGMENTS)
+    def state(self) -> dict[str, Any]:
+        # What is needed to go on after the segments added so far; JSON.
+        counts = [[layer, language, counter] for (layer, language), counter in self.counts.items()]
+        return {"num_written": self._num_written, "names": self.names, "counts": counts}
 
     def batches(self) -> Iterator[range]:
         for start in range(0, self.store.num_segments, _BATCH_SEGMENTS):
@@ -105,6 +128,7 @@ class _Annotation:
             if layer == "entity":
                 starts = _entity_starts(own, found, first, np.append(begins, False))
                 self.writer.append("entity_start", starts.astype(np.uint8))
+        self._num_written = numbers.stop
 
     def _classes(
         self, layer: str, annotations: Sequence[Annotation], offsets: NDArray[np.int64]
@@ -151,7 +175,6 @@ class _Annotation:
             # A layer that no word has (the entities of most treebanks) is as good as none.
             "tag_names": {layer: list(names) if self._is_filled(layer) else [""] for layer, names in self.names.items()},
             "by_layer": by_layer,
-            "dtypes": self.writer.dtypes,
         }
 
 

@@ -23,14 +23,13 @@ A segment is a sentence or document in one language; segment ``side + num_sides 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlmx.data.arrays import Arrays
 from mlmx.data.corpus import Segment
 from mlmx.data.rows import CorpusInfo
 
@@ -38,55 +37,6 @@ FORMAT = 1
 META = "meta.json"
 ANNOTATION_META = "annotations.json"
 LAYERS = ("pos", "entity", "entity_start")
-
-
-class ArrayWriter:
-    """Appends to flat arrays in a folder, one file each; memory stays flat."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.folder.mkdir(parents=True)
-        self._files: dict[str, Any] = {}
-        self.dtypes: dict[str, str] = {}
-
-    def append(self, name: str, values: NDArray[Any]) -> None:
-        """Append values; their dtype must be the same each time."""
-        if name not in self._files:
-            self._files[name] = (self.folder / f"{name}.bin").open("wb")
-            self.dtypes[name] = values.dtype.str
-        assert self.dtypes[name] == values.dtype.str, (name, values.dtype)
-        self._files[name].write(np.ascontiguousarray(values).data)
-
-    def __enter__(self) -> ArrayWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for file in self._files.values():
-            file.close()
-
-
-class Arrays:
-    """The flat arrays of a folder, memory-mapped when first asked for; pickles as the folder's path."""
-
-    def __init__(self, folder: Path, dtypes: Mapping[str, str]) -> None:
-        self.folder = folder
-        self._dtypes = dict(dtypes)
-        self._open: dict[str, NDArray[Any]] = {}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._dtypes
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        if name not in self._open:
-            path = self.folder / f"{name}.bin"
-            dtype = np.dtype(self._dtypes[name])
-            # An empty file cannot be mapped.
-            mapped = np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
-            self._open[name] = np.asarray(mapped).reshape(-1, 2) if name.endswith("_spans") else np.asarray(mapped)
-        return self._open[name]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "_dtypes": self._dtypes, "_open": {}}
 
 
 class TokenStore:
@@ -105,7 +55,7 @@ class TokenStore:
         self.meta: dict[str, Any] = json.loads((folder / META).read_text("utf-8"))
         if self.meta["format"] != FORMAT:
             raise ValueError(f"{folder}: format {self.meta['format']}; this mlmx reads format {FORMAT}")
-        self.arrays = Arrays(folder, self.meta["dtypes"])
+        self.arrays = Arrays(folder, self.meta)
         self.annotations: Arrays | None = None
         self.annotation_meta: dict[str, Any] = {}
         self.tag_names: dict[str, tuple[str, ...]] = {}
@@ -126,7 +76,7 @@ class TokenStore:
         if meta["num_words"] != self.num_words:
             raise ValueError(f"{folder}: annotates {meta['num_words']} words, but {self.folder} has {self.num_words}")
         self.annotation_meta = meta
-        self.annotations = Arrays(folder, meta["dtypes"])
+        self.annotations = Arrays(folder, meta)
         self.tag_names = {layer: tuple(names) for layer, names in meta["tag_names"].items()}
 
     @property

@@ -50,13 +50,15 @@ def prepare(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Track
     if "corpora" in spec:
         corpora = [build(node, where=f"corpora[{i}]") for i, node in enumerate(spec["corpora"])]
         return train_tokenizer(build(spec["tokenizer"], where="model.tokenizer"), corpora, stage.tokenizer_dir)
-    return prepare_corpus(build(spec["corpus"], where="corpus"), _tokenizer(stage, spec), stage.data_dir)
+    corpus, tokenizer = build(spec["corpus"], where="corpus"), _tokenizer(stage, spec)
+    return prepare_corpus(corpus, tokenizer, stage.data_dir, identity=stage.config()["fingerprint"])
 
 
 def annotate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Give every word of a prepared corpus its part of speech and entity class."""
     store = TokenStore.open(_parent(stage, "prepare").data_dir)
-    return annotate_store(store, build(spec["annotator"], where="annotator"), stage.data_dir)
+    annotator = build(spec["annotator"], where="annotator")
+    return annotate_store(store, annotator, stage.data_dir, identity=stage.config()["fingerprint"])
 
 
 def pretrain(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
