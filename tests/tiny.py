@@ -90,9 +90,9 @@ def scratch_encoder(
     ).build()
 
 
-def run_two_ranks(module: str, folder: Path) -> None:
-    """Run a module of these tests as two ranks of one training."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", module, str(folder)]
+def run_ranks(number: int, module: str, *arguments: Path | str) -> None:
+    """Run a module of these tests as the ranks of one training."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}", "-m", module]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, timeout=240, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*command, *map(str, arguments)], cwd=ROOT, timeout=240, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

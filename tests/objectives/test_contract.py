@@ -15,7 +15,7 @@ from mlmx.models.load import load_encoder
 from mlmx.objectives.objective import Objective
 from mlmx.training.parallel import ProcessGroup
 from mlmx.training.trainer import Stopped
-from tests.tiny import run_two_ranks
+from tests.tiny import run_ranks
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
@@ -80,7 +80,7 @@ def test_accumulation_gives_the_same_losses(name, tmp_path):
 def two_ranks(tmp_path_factory) -> Path:
     """All objectives trained by one and the same pair of processes."""
     folder = tmp_path_factory.mktemp("two")
-    run_two_ranks("tests.objectives.tiny_pairs", folder)
+    run_ranks(2, "tests.objectives.tiny_pairs", folder)
     return folder
 
 

@@ -17,7 +17,6 @@ from mlmx.errors import UserError
 from mlmx.objectives.objective import Output
 from mlmx.training.parallel import ProcessGroup
 from mlmx.training.trainer import NonFiniteError, Stopped, Trainer
-from tests.tiny import run_two_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -84,13 +83,6 @@ def test_accumulation_gives_the_same_first_gradient(tmp_path, monkeypatch):
     whole, parts = gradients
     assert (whole - parts).norm() <= 1e-6 * whole.norm()
     assert whole.norm() > 0.1
-
-
-def test_two_processes_equal_one(tmp_path):
-    train(tmp_path / "one", max_steps=20)
-    run_two_ranks("tests.training.toy_training", tmp_path / "two")
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
-    assert metrics(tmp_path / "two")[-1]["tokens"] == metrics(tmp_path / "one")[-1]["tokens"]
 
 
 class StopAfter(ProcessGroup):

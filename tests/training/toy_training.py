@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from mlmx.data.batch import Batch, BatchContext, Collator, packed_batch
 from mlmx.data.rows import RowDataset, TokenRows
 from mlmx.objectives.objective import Objective, Output
 from mlmx.stage import StageDir
+from mlmx.training.checkpoint import save_module
 from mlmx.training.parallel import ProcessGroup, process_group
-from mlmx.training.trainer import Trainer
+from mlmx.training.trainer import Stopped, Trainer
 from tests.tiny import TRAINER, numbered_tokenizer, scratch_encoder
 
 VOCABULARY_SIZE = 64
@@ -117,6 +120,45 @@ def train(folder: Path, *, processes: ProcessGroup | None = None, objective=None
     return objective, result
 
 
+class Stopping(ToyObjective):
+    """Asks for a stop in the sixth step."""
+
+    def __init__(self, encoder, processes: ProcessGroup) -> None:
+        super().__init__(encoder)
+        self.processes = processes
+
+    def forward(self, batch: Batch) -> Output:
+        if batch.step == 5:
+            self.processes.request_stop()
+        return super().forward(batch)
+
+
+def six_and_six(folder: Path, processes: ProcessGroup, **settings: Any) -> None:
+    """Twelve steps without a stop, and with one after the sixth; keeps the weights of both."""
+    for name, stops in (("whole", False), ("halves", True)):
+        if stops:
+            with suppress(Stopped):
+                train(folder / name, objective=Stopping(toy_encoder(), processes), processes=processes, **settings)
+            processes.stop_requested = False
+        objective, _ = train(folder / name, processes=processes, **settings)
+        if processes.is_main:
+            save_module(objective, folder / name / "model.safetensors")
+
+
+def run_layouts(processes: ProcessGroup, folder: Path) -> None:
+    """What tests ask of several processes, by one start of them."""
+    for name, num_shards in (("replicated", 1), ("sharded", processes.size)):
+        group = replace(processes, num_shards=num_shards)
+        train(folder / name / "losses", processes=group, max_steps=20)
+        # Rows are micro-batches of their own, so that some process has fewer of them than another.
+        train(folder / name / "uneven", processes=group, max_steps=8, micro_batch_tokens=1, batch_examples=5)
+        with suppress(Stopped):
+            train(folder / name / "stopped", objective=Stopping(toy_encoder(), group), processes=group)
+        group.stop_requested = False
+        for optimizer in ("adamw", "stable_adamw"):
+            six_and_six(folder / name / optimizer, group, optimizer=optimizer, dropout=0.1)
+
+
 if __name__ == "__main__":
     with process_group(device="cpu", num_threads=1, timeout_seconds=60) as processes:
-        train(Path(sys.argv[1]), processes=processes, max_steps=20)
+        run_layouts(processes, Path(sys.argv[1]))
