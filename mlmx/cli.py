@@ -184,8 +184,8 @@ def _need_writable(folder: Path, setting: str) -> None:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # A full disk still takes empty files.
     except OSError as error:
         raise user_error(setting, f"{folder} cannot be written to: {error.strerror}.") from error
 

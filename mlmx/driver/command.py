@@ -35,7 +35,7 @@ class Group:
         num_processes: on each node.
         num_nodes: machines; on each of them a driver starts its part of the group.
         rendezvous: ``host:port`` where they find each other; None on a single machine.
-        max_restarts: how often the group is started again after a failure.
+        max_restarts: how often the group is started again after a failure, from its last checkpoint.
         timeout_seconds: of a collective operation, and of the nodes' finding each other.
         num_threads: CPU threads of each process; None: the cores, divided among the processes.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -58,7 +58,7 @@ class Group:
             num_processes=parallel["num_processes"] if trains else 1,
             num_nodes=nodes,
             rendezvous=parallel["rendezvous"] if nodes > 1 else None,
-            max_restarts=parallel["max_restarts"],
+            max_restarts=parallel["max_restarts"] if trains else 0,
             timeout_seconds=parallel["timeout_seconds"],
             num_threads=parallel["num_threads"],
             # Tokenising needs no GPU, and must not wait until one is free.

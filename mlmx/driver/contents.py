@@ -17,7 +17,7 @@ from typing import Any
 
 from mlmx.errors import Problem, UserError
 from mlmx.inputs import input_settings
-from mlmx.stage import canonical_json, encoder_folder, locked, write_atomically
+from mlmx.stage import StageDir, canonical_json, encoder_folder, locked, write_atomically
 
 # A file changed twice within the clock's granularity looks unchanged the second time; what is younger is not cached.
 _SETTLED_SECONDS = 2.0
@@ -112,6 +112,8 @@ class Contents:
         stage = path.parent if path.name == "encoder" else path
         if (stage / "config.yaml").exists() and (stage / "lock").exists() and not (stage / "result.json").exists():
             raise UserError(Problem(where, f"the stage {str(stage)!r} is not finished; its files may be half written."))
+        if (stage / "manifest.json").exists() and (damage := StageDir(stage).damage(thorough=False)) is not None:
+            raise UserError(Problem(where, f"the stage {str(stage)!r} is damaged: {damage}."))
         path = Path(encoder_folder(path))  # A stage directory also holds logs; what is taken from it is the encoder.
         files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path)))
         if not files:
