@@ -20,7 +20,6 @@ import torch
 from mlmx.build import build
 from mlmx.objectives.objective import Objective
 from mlmx.stage import StageDir
-from mlmx.training.loader import StepBatches
 from mlmx.training.parallel import ProcessGroup
 from mlmx.training.totals import weighted_loss
 from mlmx.training.trainer import Trainer
@@ -67,15 +66,14 @@ def _trained(trainer: Trainer, objective: Objective, lines: synthetic.Lines) -> 
 
 
 def _bare(trainer: Trainer, objective: Objective, lines: synthetic.Lines) -> float:
-    run = trainer._start(objective, lines, 0, ProcessGroup())
-    batches: StepBatches = run.batches
-    made = [batches[step] for step in range(run.plan.num_steps)]
+    loop = trainer.prepare(objective, lines, StageDir(Path()), seed=0, processes=ProcessGroup())
+    made = [loop.batches[step] for step in range(trainer.max_steps or 0)]
     began = time.perf_counter()
     for micro_batches in made:
-        run.optimizer.zero_grad(set_to_none=True)
+        loop.optimizer.zero_grad(set_to_none=True)
         for batch in micro_batches:
             weighted_loss(objective(batch).terms, objective.weights, batch.counts).backward()  # type: ignore[no-untyped-call]
-        run.optimizer.step()
+        loop.optimizer.step()
     return time.perf_counter() - began
 
 

@@ -97,7 +97,7 @@ class CheckpointWriter:
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
-    """Write a checkpoint and delete those older than the last ``keep``.
+    """Write a checkpoint and delete those older than the last ``keep``, but for the one of the state's ``best_step``.
 
     Args:
         folder: where checkpoints lie.
@@ -107,7 +107,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     Raises:
         UserError: if the disk does not take it; nothing half-written stays.
     """
-    final = folder / f"step-{snapshot.state['step']:08d}"
+    final = _path_of(folder, snapshot.state["step"])
     temporary = folder / f".{final.name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,8 +131,10 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
         last = _checkpoints(folder)
         left = f"the last one is {last[-1].name}" if last else "there is none before it"
         raise user_error("outputs", f"the checkpoint {final} could not be written ({error}); {left}.") from error
+    best = snapshot.state.get("best_step")
     for old in _checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if best is None or old != _path_of(folder, best):
+            shutil.rmtree(old)
     return final
 
 
@@ -155,6 +157,18 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> di
         _restore_optimizer(module, optimizer, load_file(path / "optimizer.safetensors"))
         return cast(dict[str, Any], json.loads((path / "state.json").read_text(encoding="utf-8")))
     return None
+
+
+def load_weights(folder: Path, step: int, module: nn.Module) -> None:
+    """Load the parameters and buffers of the checkpoint of one step.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    path = _path_of(folder, step)
+    if problem := _problem_with(path):
+        raise user_error("outputs", f"the best checkpoint, {path}, cannot be used: {problem}")
+    load_module(module, path / "model.safetensors")
 
 
 def save_module(module: nn.Module, path: Path) -> None:
@@ -217,6 +231,10 @@ def _copies(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Te
         if keep:
             copies[name] = complete.to("cpu", copy=True).contiguous()
     return copies
+
+
+def _path_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,10 +17,21 @@ from torch.utils.data import DataLoader, Dataset
 
 from mlmx import keyed
 from mlmx.data.batch import Batch, BatchContext, Collator
-from mlmx.data.plan import BatchPlan, partition
+from mlmx.data.plan import partition
 from mlmx.data.rows import RowDataset
 
 _PR_SET_PDEATHSIG = 1
+
+
+class Plan(Protocol):
+    """Which rows make up each global batch: ``mlmx.data.plan.BatchPlan``, or the one batch that is held out."""
+
+    @property
+    def num_steps(self) -> int | None:
+        """How many batches there are; None: as many as are asked for."""
+
+    def rows_of(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows of a global batch, (S,), and how often each has been seen before, (S,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +48,7 @@ class StepBatches(Dataset[list[Batch]]):
         size: of how many.
     """
 
-    plan: BatchPlan
+    plan: Plan
     rows: RowDataset
     collator: Collator
     seed: int

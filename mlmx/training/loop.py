@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from mlmx.errors import user_error
 from mlmx.objectives.objective import Objective
 from mlmx.stage import StageDir
 from mlmx.training.budget import Budget, Spent
-from mlmx.training.checkpoint import CheckpointWriter, Snapshot, load_checkpoint
+from mlmx.training.checkpoint import CheckpointWriter, Snapshot, load_checkpoint, load_weights
 from mlmx.training.loader import StepBatches
 from mlmx.training.metrics import MetricsLog
 from mlmx.training.optim import set_learning_rate, step_unless
@@ -31,11 +31,15 @@ from mlmx.training.parallel import ProcessGroup
 from mlmx.training.shard import whole
 from mlmx.training.stopwatch import Stopwatch, peak_memory_bytes
 from mlmx.training.totals import Work, means_of, sums_of, weighted_loss
+from mlmx.training.validation import validate
 
 if TYPE_CHECKING:
     from mlmx.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+# What a checkpoint holds of a loop, beside the costs.
+_SAVED = ("warmed", "final_loss", "last_validation", "best_loss", "best_step", "skipped_steps")
 
 _CUT_UP = "the objective compares the examples of a batch, so a batch cannot be cut up: raise it, or make the batch smaller."
 
@@ -71,6 +75,7 @@ class Loop:
         plan: the global batches.
         budget: when the training ends.
         batches: of this process.
+        held_out: the batch of this process to validate on, if there is one.
         stage: where checkpoints and metrics go.
         seed: of dropout.
         processes: who trains together.
@@ -78,6 +83,9 @@ class Loop:
         spent: the costs so far.
         warmed: how much of the budget the warm-up has taken.
         final_loss: of the last step that was read.
+        last_validation: the loss of the last validation.
+        best_loss: the lowest of them.
+        best_step: when that was.
         skipped_steps: steps that were not taken since they were not finite.
     """
 
@@ -87,6 +95,7 @@ class Loop:
     plan: BatchPlan
     budget: Budget
     batches: StepBatches
+    held_out: StepBatches | None
     stage: StageDir
     seed: int
     processes: ProcessGroup
@@ -94,6 +103,9 @@ class Loop:
     spent: Spent = field(default_factory=Spent)
     warmed: float = 0
     final_loss: float | None = None
+    last_validation: float | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
     skipped_steps: int = 0
     _metrics: MetricsLog = field(init=False)
     _writer: CheckpointWriter = field(init=False)
@@ -114,7 +126,10 @@ class Loop:
         while not self.budget.is_spent(self.spent):
             stop = self._step()
             last = self.budget.is_spent(self.spent)
-            if stop or self._checkpoint_due(last):
+            validation, is_best = self._validation(last)
+            if validation or not self.processes.asynchronous:
+                self._read(validation)
+            if stop or is_best or self._checkpoint_due(last):
                 self._checkpoint()
             if stop and not last:
                 self._writer.wait()
@@ -126,13 +141,16 @@ class Loop:
         # Nobody exits before the last checkpoint is whole.
         self._writer.wait()
         self.processes.barrier()
+        if self.settings.export == "best" and self.best_step not in (None, self.spent.steps):
+            load_weights(self.stage.checkpoints_dir, self.best_step, self.objective)
 
     def resume(self) -> None:
         """Load the last valid checkpoint, if there is one."""
         state = load_checkpoint(self.stage.checkpoints_dir, self.objective, self.optimizer)
         if state is not None:
             self.spent = Spent(**state["spent"])
-            self.warmed, self.final_loss, self.skipped_steps = state["warmed"], state["final_loss"], state["skipped_steps"]
+            for name in _SAVED:
+                setattr(self, name, state[name])
         if len(set(self.processes.gather(self.spent.steps))) > 1:
             raise RuntimeError("the ranks found different checkpoints; is the stage directory on a shared disk?")
         if state is not None:
@@ -146,6 +164,8 @@ class Loop:
             "flops": self.spent.flops or None,
             "peak_memory_bytes": peak_memory_bytes(self.processes.device),
             "final_loss": self.final_loss,
+            "validation_loss": self.best_loss if self.settings.export == "best" else self.last_validation,
+            "exported_step": self.best_step if self.settings.export == "best" else steps,
             "skipped_steps": self.skipped_steps,
             "num_parameters": sum(parameter.numel() for parameter in self.objective.parameters()),
             "num_encoder_parameters": sum(parameter.numel() for parameter in self.objective.encoder.base.parameters()),
@@ -159,7 +179,7 @@ class Loop:
         before = self.spent
         # 1. What the terms will be divided by: known before forward, totalled over micro-batches and ranks.
         micro_batches = next(self._loaded)
-        work = Work.total(Work(**told) for told in self.processes.gather(asdict(Work.of(self.objective, micro_batches))))
+        work = Work.total(Work(**told) for told in self.processes.gather(Work.of(self.objective, micro_batches).to_json()))
         self.watch.lap("data")
         # 2. Forward and backward, one micro-batch at a time; in smaller ones where the memory of any process is too small for them.
         while True:
@@ -185,13 +205,10 @@ class Loop:
         learning_rate, self.warmed = self.settings.learning_rate.at(self.budget, before, self.spent, self.warmed)
         set_learning_rate(self.optimizer, learning_rate)
         step_unless(bad, self.optimizer)
-        # 5. Numbers are read when they have come: those of the step before while a GPU works on this one.
+        # 5. Numbers are read when they have come: where a GPU works on this step, those of the step before.
         taken = self._taken(learning_rate, work.counts, names, torch.cat([torch.stack([bad.double(), norm.double()]), sums]))
-        if self.processes.asynchronous:
-            self._read()
+        self._read()
         self._unread = taken
-        if not self.processes.asynchronous:
-            self._read()
         self.objective.after_step(before.steps)
         self.watch.lap("optimizer")
         return any(report["stop"] for report in reports)
@@ -263,7 +280,7 @@ class Loop:
         logged = step == 1 or step % self.settings.log_every_steps == 0 or self.budget.is_spent(self.spent)
         return _Taken(self.spent, learning_rate, counts, names, values, copied, logged)
 
-    def _read(self) -> None:
+    def _read(self, validation: Mapping[str, float] | None = None) -> None:
         # Looks at the numbers of the last step that nobody has looked at yet.
         if self._unread is None:
             return
@@ -276,7 +293,7 @@ class Loop:
             self._nonfinite(taken.spent.steps - 1, loss=totals["loss"])
         else:
             self.final_loss = totals["loss"]
-        if taken.logged and self.processes.is_main:
+        if (taken.logged or validation) and self.processes.is_main:
             record = {
                 "loss": totals["loss"],
                 **means_of(totals, taken.counts),
@@ -284,6 +301,7 @@ class Loop:
                 "grad_norm": norm,
                 "skipped_steps": self.skipped_steps,
                 "epoch": self.plan.epoch_of(taken.spent.steps - 1),
+                **{f"validation/{name}": value for name, value in (validation or {}).items()},
             }
             self._metrics.write(taken.spent, record)
 
@@ -317,6 +335,18 @@ class Loop:
                 rows += self.batches.row_ids(step, index)
         return rows
 
+    def _validation(self, last: bool) -> tuple[dict[str, float], bool]:
+        # Returns the numbers, if it is time for some, and whether they are the best so far.
+        every = self.settings.validate_every_steps
+        if self.held_out is None or not (last or (every is not None and self.spent.steps % every == 0)):
+            return {}, False
+        numbers = validate(self.objective, self.held_out, self.processes, self._autocast)
+        self.last_validation = numbers["loss"]
+        is_best = self.best_loss is None or numbers["loss"] < self.best_loss
+        if is_best:
+            self.best_loss, self.best_step = numbers["loss"], self.spent.steps
+        return numbers, is_best
+
     def _checkpoint_due(self, last: bool) -> bool:
         steps, minutes = self.settings.checkpoint_every_steps, self.settings.checkpoint_every_minutes
         if last:
@@ -329,9 +359,7 @@ class Loop:
         state = {
             "step": self.spent.steps,
             "spent": asdict(self.spent),
-            "warmed": self.warmed,
-            "final_loss": self.final_loss,
-            "skipped_steps": self.skipped_steps,
+            **{name: getattr(self, name) for name in _SAVED},
         }
         snapshot = Snapshot.of(self.objective, self.optimizer, state, keep=self.processes.is_main)
         if snapshot is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ class Work:
         """Return the work of all ranks."""
         works = list(works)
         return cls(add_up(work.counts for work in works), sum(work.tokens for work in works), sum(work.flops for work in works))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
     @property
     def supervised_tokens(self) -> int:

@@ -7,8 +7,11 @@ sums of losses, and the trainer divides them by counts that were totalled before
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from mlmx.build import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Ratio
@@ -27,6 +30,7 @@ from mlmx.training.parallel import ProcessGroup
 from mlmx.training.schedule import LearningRate, Schedule
 from mlmx.training.shard import make_whole
 from mlmx.training.stopwatch import Stopwatch
+from mlmx.training.validation import HeldOut
 
 __all__ = ["NonFiniteError", "Stopped", "Trainer"]
 
@@ -68,6 +72,9 @@ class Trainer:
         precision: Literal["float32", "bfloat16"],
         on_nonfinite: Literal["stop", "skip"],
         log_every_steps: Positive,
+        validation_rows: NonNegative,
+        validate_every_steps: Positive | None,
+        export: Literal["last", "best"],
         checkpoint_every_steps: Positive | None,
         checkpoint_every_minutes: PositiveFloat | None,
         keep_checkpoints: Positive,
@@ -111,6 +118,10 @@ class Trainer:
             on_nonfinite: what a step is for whose loss or gradient is not finite: ``stop`` ends the training before it and saves
                 its batch; ``skip`` leaves weights and optimiser as they are, counts it and goes on.
             log_every_steps: steps between lines of ``metrics.jsonl``.
+            validation_rows: rows that are held out of the training, drawn by the seed; their loss, always with the same masks, is
+                logged as ``validation/loss`` at the end; 0: none.
+            validate_every_steps: steps between validations before that; null: none.
+            export: which weights survive: the ``last``, or those with the ``best`` validation loss; their checkpoint is kept too.
             checkpoint_every_steps: and
             checkpoint_every_minutes: whichever comes first; both null: none but when stopped.
             keep_checkpoints: how many stay.
@@ -137,6 +148,10 @@ class Trainer:
                 problems.append(Problem(f"trainer.warmup_{unit}", f"{warmup} is not below max_{unit}={limit}."))
         if (schedule == "wsd") != (decay_ratio is not None):
             problems.append(Problem("trainer.decay_ratio", "is for schedule=wsd, which needs it, and null for the others."))
+        if validate_every_steps is not None and not validation_rows:
+            problems.append(Problem("trainer.validate_every_steps", "needs validation_rows, which are 0."))
+        if export == "best" and validate_every_steps is None:
+            problems.append(Problem("trainer.export", "the best of what? Set validate_every_steps and validation_rows."))
         if problems:
             raise UserError(problems)
         self.max_steps, self.max_epochs, self.max_tokens = max_steps, max_epochs, max_tokens
@@ -156,6 +171,7 @@ class Trainer:
         self.weight_decay, self.betas, self.eps, self.max_grad_norm = weight_decay, betas, eps, max_grad_norm
         self.dropout, self.precision = dropout, precision
         self.on_nonfinite = on_nonfinite
+        self.validation_rows, self.validate_every_steps, self.export = validation_rows, validate_every_steps, export
         self.log_every_steps, self.num_workers = log_every_steps, num_workers
         self.checkpoint_every_steps, self.checkpoint_every_minutes = checkpoint_every_steps, checkpoint_every_minutes
         self.keep_checkpoints = keep_checkpoints
@@ -202,6 +218,9 @@ class Trainer:
             raise user_error("trainer.max_length", f"rows have up to {longest} tokens; the encoder takes at most {limit}.")
         if self.max_flops is not None and objective.encoder.layers is None:
             raise user_error("trainer.max_flops", "the FLOPs of this model are not known: its structure does not show its layers.")
+        if self.validation_rows >= len(rows):
+            raise user_error("trainer.validation_rows", f"{self.validation_rows} of {len(rows)} rows would leave none to train on.")
+        held_out = HeldOut(len(rows), self.validation_rows, seed=seed)
         plan = BatchPlan(
             rows.lengths,
             seed=seed,
@@ -212,7 +231,16 @@ class Trainer:
             max_tokens=self.max_tokens,
             batch_warmup_tokens=self.batch_warmup_tokens,
             batch_warmup_start_ratio=self.batch_warmup_start_ratio,
-            weights=getattr(rows, "weights", None),
+            weights=_without(held_out.rows, rows),
+        )
+        batches = StepBatches(
+            plan=plan,
+            rows=rows,
+            collator=objective.collator(),
+            seed=seed,
+            micro_batch_tokens=self.micro_batch_tokens,
+            rank=processes.rank,
+            size=processes.size,
         )
         if self.dropout is not None:
             set_dropout(objective, self.dropout)
@@ -235,15 +263,8 @@ class Trainer:
                 plan.num_steps,
                 {"supervised_tokens": self.max_supervised_tokens, "seconds": self.max_seconds, "flops": self.max_flops},
             ),
-            batches=StepBatches(
-                plan=plan,
-                rows=rows,
-                collator=objective.collator(),
-                seed=seed,
-                micro_batch_tokens=self.micro_batch_tokens,
-                rank=processes.rank,
-                size=processes.size,
-            ),
+            batches=batches,
+            held_out=replace(batches, plan=held_out) if self.validation_rows else None,
             stage=stage,
             seed=seed,
             processes=processes,
@@ -254,6 +275,15 @@ class Trainer:
         if self.layer_decay is None:
             return {}
         return {parameter: self.layer_decay ** (encoder.num_layers + 1 - depth) for parameter, depth in encoder.depths().items()}
+
+
+def _without(held_out: NDArray[np.int64], rows: RowDataset) -> NDArray[np.float64] | None:
+    # How often each row is seen in an epoch: those that are held out, never.
+    weights: NDArray[np.float64] | None = getattr(rows, "weights", None)
+    if len(held_out):
+        weights = np.ones(len(rows)) if weights is None else weights.copy()
+        weights[held_out] = 0.0
+    return weights
 
 
 def _num_given(settings: tuple[float | None, ...]) -> int:

@@ -1,0 +1,67 @@
+"""The loss on rows that are held out of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mlmx import keyed
+from mlmx.objectives.objective import Objective
+from mlmx.training.loader import StepBatches
+from mlmx.training.parallel import ProcessGroup
+from mlmx.training.totals import Work, add_up, means_of, sums_of, weighted_loss
+
+
+class HeldOut:
+    """A plan of one batch: the rows that are held out, always with the same masks.
+
+    Args:
+        size: rows of the dataset.
+        num_rows: how many of them are held out.
+        seed: the run's seed.
+
+    Attributes:
+        rows: (num_rows,) which ones, rising.
+        num_steps: 1.
+    """
+
+    num_steps = 1
+
+    def __init__(self, size: int, num_rows: int, *, seed: int) -> None:
+        self.rows = np.sort(keyed.permutation(size, seed=seed, name="validation")[:num_rows])
+
+    def rows_of(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows, and zeros, since the training has never seen them."""
+        return self.rows, np.zeros(len(self.rows), np.int64)
+
+
+@torch.no_grad()
+def validate(
+    objective: Objective, batches: StepBatches, processes: ProcessGroup, autocast: Callable[[], AbstractContextManager[Any]]
+) -> dict[str, float]:
+    """Return ``loss``, ``loss/<term>`` and metrics over held-out rows; every process calls this at the same time.
+
+    Args:
+        objective: without dropout while this runs.
+        batches: of a plan ``HeldOut``.
+        processes: who shares the rows.
+        autocast: the precision of the forward pass.
+    """
+    objective.eval()
+    micro_batches = batches[0]
+    work = Work.total(Work(**told) for told in processes.gather(Work.of(objective, micro_batches).to_json()))
+    sums = []
+    for batch in micro_batches:
+        with autocast():
+            output = objective(replace(batch, progress=1.0).to(processes.device))
+        loss = weighted_loss(output.terms, objective.weights, work.counts, counted=batch.counted)
+        sums.append({name: float(value) for name, value in sums_of(output, loss, counted=batch.counted).items()})
+    objective.train()
+    totals = add_up(processes.gather(add_up(sums)))
+    return {"loss": totals["loss"], **means_of(totals, work.counts)}
