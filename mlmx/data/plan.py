@@ -8,6 +8,7 @@ run is resumed by its step number alone.
 
 from __future__ import annotations
 
+import bisect
 import heapq
 from collections.abc import Sequence
 from typing import Any
@@ -191,8 +192,9 @@ def partition(
 ) -> list[list[NDArray[np.int64]]]:
     """Deal the rows of a global batch out to processes, in micro-batches.
 
-    Rows go, longest first, to the emptiest micro-batch; there are as few micro-batches as this allows, the same number for each
-    process. Depends on its arguments only.
+    There are as few micro-batches as it takes, the same number for each process. Rows go, longest first, to the emptiest
+    micro-batch, which makes all alike; where that needs more of them than best-fit packing does, they are packed by best fit.
+    Depends on its arguments only.
 
     Args:
         lengths: (S,) tokens per row.
@@ -205,10 +207,14 @@ def partition(
     tokens = np.asarray(lengths, np.int64)
     order = np.argsort(-tokens, kind="stable").tolist()
     sizes = tokens.tolist()
-    least = 1 if micro_batch_tokens is None else max(1, -(-int(tokens.sum()) // micro_batch_tokens))
+    least = 1 if micro_batch_tokens is None else max(1, -(-int(tokens.clip(max=micro_batch_tokens).sum()) // micro_batch_tokens))
     num_bins = -(-least // num_parts) * num_parts
-    while (bins := _pack(order, sizes, num_bins, micro_batch_tokens)) is None:
-        num_bins += num_parts
+    bins = _pack_evenly(order, sizes, num_bins, micro_batch_tokens)
+    if bins is None:
+        assert micro_batch_tokens is not None
+        bins = _pack_by_best_fit(order, sizes, micro_batch_tokens)
+        num_bins = -(-len(bins) // num_parts) * num_parts
+        bins = _pack_evenly(order, sizes, num_bins, micro_batch_tokens) or bins + [[] for _ in range(num_bins - len(bins))]
     # Fullest first, there and back again, so that the processes' totals and their n-th micro-batches are alike.
     bins.sort(key=lambda rows: (-sum(sizes[row] for row in rows), rows))
     parts: list[list[NDArray[np.int64]]] = [[] for _ in range(num_parts)]
@@ -218,7 +224,18 @@ def partition(
     return parts
 
 
-def _pack(order: list[int], sizes: list[int], num_bins: int, capacity: int | None) -> list[list[int]] | None:
+def packing_efficiency(num_tokens: int, num_micro_batches: int, micro_batch_tokens: int) -> float:
+    """Return which part of micro-batches of a fixed size is real tokens and not filling.
+
+    Args:
+        num_tokens: real tokens, over all micro-batches of all processes.
+        num_micro_batches: how many there are, over all processes.
+        micro_batch_tokens: the size they are filled up to.
+    """
+    return num_tokens / (num_micro_batches * micro_batch_tokens)
+
+
+def _pack_evenly(order: list[int], sizes: list[int], num_bins: int, capacity: int | None) -> list[list[int]] | None:
     # Longest first into the emptiest bin; None if a row does not fit.
     heap = [(0, number) for number in range(num_bins)]
     bins: list[list[int]] = [[] for _ in range(num_bins)]
@@ -228,4 +245,19 @@ def _pack(order: list[int], sizes: list[int], num_bins: int, capacity: int | Non
             return None
         bins[number].append(row)
         heapq.heapreplace(heap, (filled + sizes[row], number))
+    return bins
+
+
+def _pack_by_best_fit(order: list[int], sizes: list[int], capacity: int) -> list[list[int]]:
+    # Longest first into the fullest bin with room for it, or into a new one.
+    rooms: list[tuple[int, int]] = []  # of each bin that is not full: free tokens and number, rising
+    bins: list[list[int]] = []
+    for row in order:
+        place = bisect.bisect_left(rooms, (sizes[row], 0))
+        room, number = rooms.pop(place) if place < len(rooms) else (capacity, len(bins))
+        if number == len(bins):
+            bins.append([])
+        bins[number].append(row)
+        if sizes[row] < room:
+            bisect.insort(rooms, (room - sizes[row], number))
     return bins

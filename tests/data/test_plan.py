@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlmx.data.plan import BatchPlan, partition
+from mlmx.data.plan import BatchPlan, packing_efficiency, partition
 from mlmx.errors import UserError
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=120).map(lambda values: np.array(values, np.int32))
@@ -113,6 +113,41 @@ def test_partition_balances() -> None:
     assert max(totals) - min(totals) < 60
     assert len(parts[0]) <= -(-lengths.sum() // 512) // 4 + 1
     assert [len(rows) for (rows,) in partition([7], 3)] == [1, 0, 0]
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 4), st.integers(10, 100))
+def test_no_more_micro_batches_than_best_fit_decreasing_needs(lengths, num_parts, capacity) -> None:
+    # Best fit, written the slow way: of the bins with room, the one with the least.
+    rooms: list[int] = []
+    for length in sorted(lengths.tolist(), reverse=True):
+        fitting = [number for number, room in enumerate(rooms) if room >= length]
+        if fitting:
+            rooms[min(fitting, key=rooms.__getitem__)] -= length
+        else:
+            rooms.append(max(capacity - length, 0))
+    parts = partition(lengths, num_parts, capacity)
+    assert len(parts[0]) <= -(-len(rooms) // num_parts)
+
+
+def test_a_packing_that_only_best_fit_finds() -> None:
+    # The emptiest bin first: 5 and 4, then 4+3, 5+3, and no room for the last 3. Best fit: 5+4 and 3+3+3.
+    lengths = [5, 4, 3, 3, 3]
+    (bins,) = partition(lengths, 1, 9)
+    assert [sum(lengths[row] for row in rows) for rows in bins] == [9, 9]
+
+
+@pytest.mark.parametrize(("micro_batch_tokens", "num_micro_batches", "num_parts"), [(1024, 8, 1), (4096, 8, 4), (8192, 4, 2)])
+def test_packing_is_efficient_on_lines_of_text(micro_batch_tokens, num_micro_batches, num_parts) -> None:
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(np.log(26) - 0.18, 0.6, 40_000).round(), 4, 128).astype(int)
+    plan = BatchPlan(lengths, seed=0, batch_tokens=micro_batch_tokens * num_micro_batches, epochs=1)
+    # The last two batches of an epoch are not full.
+    rows = [plan.rows_of(step)[0] for step in range(plan.num_steps - 2)]
+    num_tokens = sum(int(lengths[batch].sum()) for batch in rows)
+    parts = [partition(lengths[batch], num_parts, micro_batch_tokens) for batch in rows]
+    num_packed = sum(len(part) for of_batch in parts for part in of_batch)
+    assert packing_efficiency(num_tokens, num_packed, micro_batch_tokens) >= 0.98
 
 
 @settings(deadline=None)
