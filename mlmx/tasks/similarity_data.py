@@ -1,0 +1,139 @@
+"""Scored pairs of sentences: the sets of SentEval, or the scored pairs of another task."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from mlmx.data.text_files import read_lines
+from mlmx.errors import nearest, user_error
+from mlmx.tasks.glue_data import as_score
+from mlmx.tasks.sentence_data import Judged, SentenceData
+from mlmx.tasks.table_files import check_columns, read_tsv
+
+log = logging.getLogger(__name__)
+
+# As SentEval has them: SMT of 2013 is not free, and so is left out.
+SUBSETS: Mapping[str, tuple[str, ...]] = {
+    "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
+    "STS13": ("FNWN", "headlines", "OnWN"),
+    "STS14": ("deft-forum", "deft-news", "headlines", "images", "OnWN", "tweet-news"),
+    "STS15": ("answers-forums", "answers-students", "belief", "headlines", "images"),
+    "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
+}
+
+# Where the sets lie, in SentEval's folder and as they are published.
+_BENCHMARK_PLACES = ("STS/STSBenchmark/sts-test.csv", "stsbenchmark/sts-test.csv", "STSBenchmark/sts-test.csv")
+_SICK_PLACES = ("SICK/SICK_test_annotated.txt", "SICK_test_annotated.txt")
+_COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
+
+
+class SimilarityData(ABC):
+    """A source of scored pairs. Settings are keyword-only parameters of the constructor."""
+
+    @abstractmethod
+    def load(self) -> Mapping[str, Sequence[Judged]]:
+        """Return the pairs of each set, by the name of the set; a higher score is a closer meaning."""
+
+
+class ScoredPairs(SimilarityData):
+    """The scored pairs of data that are also fine-tuned on, such as GLUE's STS-B.
+
+    Args:
+        pairs: where they come from.
+        splits: which of its splits; each is a set.
+    """
+
+    def __init__(self, *, pairs: SentenceData, splits: tuple[str, ...]) -> None:
+        if pairs.labels is not None:
+            raise user_error("task data.pairs", f"have labels ({', '.join(pairs.labels)}); scores are needed.")
+        for split in splits:
+            if split not in pairs.splits:
+                message = f"no split {split!r}; there are {', '.join(pairs.splits)}."
+                raise user_error("task data.splits", message, nearest(split, pairs.splits))
+        self.pairs = pairs
+        self.splits = splits
+
+    def load(self) -> Mapping[str, Sequence[Judged]]:
+        sets = {split: self.pairs.load(split) for split in self.splits}
+        for split, pairs in sets.items():
+            if any(pair.gold is None for pair in pairs):
+                raise user_error("task data.splits", f"{split!r} has no scores.")
+        return sets
+
+
+class SentEvalFiles(SimilarityData):
+    """The sets of SentEval in its own layout, every pair of a set in one list (the ``all`` protocol).
+
+    ``STS12`` to ``STS16``: all subsets of a year, ``STS/STS12-en-test/STS.input.MSRpar.txt`` with ``STS.gs.MSRpar.txt``; pairs
+    whose line of scores is blank were never judged, and are left out and counted. ``STS-B``: the test pairs,
+    ``STS/STSBenchmark/sts-test.csv``. ``SICK-R``: the test pairs, ``SICK/SICK_test_annotated.txt``.
+
+    Args:
+        folder: the folder that holds ``STS`` and ``SICK``.
+        sets: which sets.
+    """
+
+    def __init__(
+        self, *, folder: Path, sets: tuple[Literal["STS12", "STS13", "STS14", "STS15", "STS16", "STS-B", "SICK-R"], ...]
+    ) -> None:
+        self.folder = folder
+        self.sets = sets
+
+    def load(self) -> Mapping[str, Sequence[Judged]]:
+        return {name: list(self._pairs(name)) for name in self.sets}
+
+    def _pairs(self, name: str) -> Iterator[Judged]:
+        if name == "STS-B":
+            return _benchmark(self._file(*_BENCHMARK_PLACES))
+        if name == "SICK-R":
+            return _sick(self._file(*_SICK_PLACES))
+        return self._year(name)
+
+    def _year(self, name: str) -> Iterator[Judged]:
+        unjudged = 0
+        for subset in SUBSETS[name]:
+            stem = f"STS/{name}-en-test/STS"
+            inputs, scores = self._file(f"{stem}.input.{subset}.txt"), self._file(f"{stem}.gs.{subset}.txt")
+            lines = list(read_lines(inputs))
+            golds = list(read_lines(scores))
+            if len(lines) != len(golds):
+                raise user_error(str(scores), f"has {len(golds)} lines, but {inputs.name} has {len(lines)}.")
+            for number, ((where, line), (gold_where, gold)) in enumerate(zip(lines, golds, strict=True)):
+                if not gold.strip():
+                    unjudged += 1
+                    continue
+                texts = line.split("\t")
+                if len(texts) < 2:
+                    raise user_error(where, "two sentences separated by a tab are expected.")
+                # Some years name the sources of the sentences in further columns.
+                yield Judged(f"{subset} {number}", (texts[0], texts[1]), as_score(gold, gold_where))
+        if unjudged:
+            log.warning("%s: %d pairs without a score are left out", name, unjudged)
+
+    def _file(self, *places: str) -> Path:
+        for place in places:
+            for ending in _COMPRESSIONS:
+                if (path := self.folder / f"{place}{ending}").is_file():
+                    return path
+        raise user_error("task data.folder", f"{self.folder} holds no {places[0]}.")
+
+
+def _benchmark(path: Path) -> Iterator[Judged]:
+    # Tabs in spite of its ending, no header, and more columns where a licence is named.
+    for number, (where, line) in enumerate(read_lines(path)):
+        fields = line.split("\t")
+        if len(fields) < 7:
+            raise user_error(where, f"{len(fields)} fields; at least 7 separated by tabs are expected.")
+        yield Judged(str(number), (fields[5], fields[6]), as_score(fields[4], where))
+
+
+def _sick(path: Path) -> Iterator[Judged]:
+    columns = ("pair_ID", "sentence_A", "sentence_B", "relatedness_score")
+    for where, record in read_tsv(path):
+        check_columns(columns, list(record), where)
+        name, first, second, score = (record[column] for column in columns)
+        yield Judged(name, (first, second), as_score(score, where))
