@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections import deque
 from typing import Literal
 
 import torch
@@ -15,8 +16,8 @@ Phase = Literal["data", "forward", "backward", "optimizer", "other"]
 class Stopwatch:
     """Adds up the time between laps, by phase.
 
-    On CUDA a lap is an event in the stream, read when ``shares`` is called: what counts is when the GPU came by, and waiting for
-    data counts as far as the GPU had nothing else to do.
+    On CUDA a lap is an event in the stream, read when ``shares`` is called and the GPU has come by: what counts is when it did, and
+    waiting for data counts as far as the GPU had nothing else to do.
 
     Args:
         device: where the work is done.
@@ -27,7 +28,7 @@ class Stopwatch:
         self._cuda = device.type == "cuda"
         self._enabled = enabled
         self._last: float | torch.cuda.Event = self._now() if enabled else 0.0
-        self._laps: list[tuple[Phase, float | torch.cuda.Event]] = []
+        self._laps: deque[tuple[Phase, float | torch.cuda.Event]] = deque()
 
     def lap(self, phase: Phase) -> None:
         """Say that everything since the last lap belonged to a phase."""
@@ -37,10 +38,10 @@ class Stopwatch:
     def shares(self) -> dict[str, float]:
         """Return ``time/<phase>``, the phases' shares of the time since the last call."""
         seconds = dict.fromkeys(("data", "forward", "backward", "optimizer", "other"), 0.0)
-        for phase, now in self._laps:
+        while self._laps and _is_past(self._laps[0][1]):
+            phase, now = self._laps.popleft()
             seconds[phase] += _between(self._last, now)
             self._last = now
-        self._laps.clear()
         total = sum(seconds.values())
         return {f"time/{phase}": round(value / total, 4) if total else 0.0 for phase, value in seconds.items()}
 
@@ -60,10 +61,13 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def _is_past(moment: float | torch.cuda.Event) -> bool:
+    return not isinstance(moment, torch.cuda.Event) or moment.query()
+
+
 def _between(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
     if isinstance(begin, torch.cuda.Event):
         assert isinstance(end, torch.cuda.Event)
-        end.synchronize()
         return float(begin.elapsed_time(end)) / 1000.0
     assert isinstance(end, float)
     return end - begin

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_training import train
+from toy_training import ToyObjective, toy_encoder, train
 
 from tests.tiny import run_ranks
 from tests.training.test_trainer import losses
@@ -31,6 +31,11 @@ def two(tmp_path_factory) -> Path:
 def test_losses_are_those_of_one_process(layout, two, tmp_path):
     train(tmp_path, max_steps=20)
     assert losses(two / layout / "losses") == pytest.approx(losses(tmp_path), rel=1e-6)
+
+
+def test_in_double_precision_they_agree_to_the_last_digits(layout, two, tmp_path):
+    train(tmp_path, objective=ToyObjective(toy_encoder()).double(), max_steps=20)
+    assert losses(two / layout / "double") == pytest.approx(losses(tmp_path), rel=1e-12)
 
 
 def test_a_process_without_rows_keeps_step(layout, two, tmp_path):

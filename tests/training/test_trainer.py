@@ -65,6 +65,30 @@ def test_accumulation_changes_nothing(tmp_path):
     assert metrics(tmp_path / "parts")[-1]["tokens"] == metrics(tmp_path / "whole")[-1]["tokens"]
 
 
+def test_in_double_precision_accumulation_agrees_to_the_last_digits(tmp_path):
+    for name, micro_batch_tokens in (("whole", None), ("parts", 1)):
+        objective = ToyObjective(toy_encoder()).double()
+        train(tmp_path / name, objective=objective, max_steps=20, micro_batch_tokens=micro_batch_tokens)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-12)
+
+
+def test_padded_rows_train_like_packed_ones(tmp_path):
+    padded = ToyObjective(toy_encoder())
+    padded.encoder.packed = False
+    padded.encoder.base.set_attn_implementation("sdpa")
+    train(tmp_path / "packed", max_steps=20)
+    train(tmp_path / "padded", objective=padded, max_steps=20)
+    assert losses(tmp_path / "padded") == pytest.approx(losses(tmp_path / "packed"), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+def test_workers_change_nothing(tmp_path):
+    none, _ = train(tmp_path / "none")
+    four, _ = train(tmp_path / "four", num_workers=4)
+    assert losses(tmp_path / "four") == losses(tmp_path / "none")
+    assert same_state(none, four)
+
+
 def test_accumulation_gives_the_same_first_gradient(tmp_path, monkeypatch):
     gradients = []
 

@@ -150,6 +150,7 @@ def run_layouts(processes: ProcessGroup, folder: Path) -> None:
     for name, num_shards in (("replicated", 1), ("sharded", processes.size)):
         group = replace(processes, num_shards=num_shards)
         train(folder / name / "losses", processes=group, max_steps=20)
+        train(folder / name / "double", objective=ToyObjective(toy_encoder()).double(), processes=group, max_steps=20)
         # Rows are micro-batches of their own, so that some process has fewer of them than another.
         train(folder / name / "uneven", processes=group, max_steps=8, micro_batch_tokens=1, batch_examples=5)
         with suppress(Stopped):
