@@ -24,6 +24,7 @@ import numpy as np
 _VOCAB_SIZE, _SIZES = 1000, {"num_layers": 2, "hidden_size": 64, "num_heads": 4}
 _LINES, _STEPS, _STOP = 8, 20, 10
 _DTYPES = ("float32", "float64")
+_GIVEN = {"max_steps": _STEPS, "batch_tokens": None, "batch_examples": _LINES}
 
 _REFERENCE = "one process, one piece"
 # What differs from the reference; `ranks` processes.
@@ -168,9 +169,8 @@ def _trainer(
     torch.set_num_threads(1)
     lines, words = synthetic.Lines(_LINES * _STEPS, vocab_size=_VOCAB_SIZE), synthetic.tokenizer(_VOCAB_SIZE)
     # mlmx' batches, so that both train on the same lines, masked in the same places.
-    given = {"max_steps": _STEPS, "batch_tokens": None, "batch_examples": _LINES}
     objective = build(synthetic.node("objective", "mlm"), synthetic.encoder(words, **_SIZES), synthetic.CORPUS)
-    trainer = build(synthetic.node("trainer", "pretrain", **given))
+    trainer = build(synthetic.node("trainer", "pretrain", **_GIVEN))
     batches = trainer.prepare(objective, lines, StageDir(folder), seed=0, processes=ProcessGroup()).batches
     features = []
     for step in range(_STEPS):

@@ -62,7 +62,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def _is_past(moment: float | torch.cuda.Event) -> bool:
-    return not isinstance(moment, torch.cuda.Event) or moment.query()
+    return not isinstance(moment, torch.cuda.Event) or bool(moment.query())  # type: ignore[no-untyped-call]
 
 
 def _between(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
