@@ -257,6 +257,10 @@ def report(
     outputs: Annotated[Path, typer.Argument(help="The folder with runs/ and stages/.")] = Path("outputs"),
     baseline: Annotated[str | None, typer.Option("--baseline", help="The configuration to compare the others with.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for Markdown and CSV; default: OUTPUTS/report.")] = None,
+    select: Annotated[
+        str | None,
+        typer.Option("--select", help="A setting of tasks, such as trainer.learning_rate: keep the value that is best on dev."),
+    ] = None,
 ) -> None:
     """Print and write the table of results: means and intervals over seeds, and differences from a baseline."""
     with _mistakes_told():
@@ -266,7 +270,7 @@ def report(
 
         if out is not None:
             _need_writable(out, "--out")
-        typer.echo(report_on(outputs, baseline=baseline, out=out))
+        typer.echo(report_on(outputs, baseline=baseline, out=out, select=select))
 
 
 @app.command(name="list")

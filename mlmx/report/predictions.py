@@ -43,6 +43,11 @@ def statistic(folders: Sequence[Path], key: ScoreKey) -> tuple[Statistic, tuple[
     if key.metric in first.get("metrics", {}):
         values = np.array([[record["metrics"][key.metric] for record in seed] for seed in records], np.float64)
         return Statistic(np.stack([values, np.ones_like(values)], axis=1), _ratio), ids
+    if key.metric in _CORRELATIONS:
+        sides = np.array([[(record["label"], record["prediction"]) for record in seed] for seed in records], np.float64)
+        gold, predicted = sides[..., 0], sides[..., 1]
+        products = [np.ones_like(gold), gold, predicted, gold**2, predicted**2, gold * predicted]
+        return Statistic(np.stack(products, axis=1), _pearson), ids
     return Statistic(_class_components(records), _CLASS_SCORES[key.metric]), ids
 
 
@@ -78,10 +83,33 @@ def _class_accuracy(sums: Floats) -> Floats:
     return result
 
 
+def _matthews(sums: Floats) -> Floats:
+    # Of several classes (Gorodkin 2004), where all that are predicted also occur in the gold; 0 where one side is constant.
+    hits, predicted, gold = np.split(sums, 3, axis=-2)
+    total = gold.sum(axis=-2)
+    together = hits.sum(axis=-2) * total - (predicted * gold).sum(axis=-2)
+    apart = np.sqrt((total**2 - (predicted**2).sum(axis=-2)) * (total**2 - (gold**2).sum(axis=-2)))
+    result: Floats = np.divide(together, apart, out=np.zeros_like(together), where=apart > 0)
+    return result
+
+
+def _pearson(sums: Floats) -> Floats:
+    # 0 where one side is constant.
+    number, gold, predicted, gold_squared, predicted_squared, product = np.moveaxis(sums, -2, 0)
+    together = number * product - gold * predicted
+    apart = np.sqrt(np.maximum(number * gold_squared - gold**2, 0) * np.maximum(number * predicted_squared - predicted**2, 0))
+    result: Floats = np.divide(together, apart, out=np.zeros_like(together), where=apart > 0)
+    return result
+
+
+# Rank correlations are no function of sums over examples.
+_CORRELATIONS = ("pearson", "cosine_pearson")
+
 _CLASS_SCORES: Mapping[str, Callable[[Floats], Floats]] = {
     "macro_f1": _macro_f1,
     "weighted_f1": _weighted_f1,
     "accuracy": _class_accuracy,
+    "matthews": _matthews,
 }
 
 
@@ -110,7 +138,7 @@ def _examples(folder: Path, split: str, metric: str) -> dict[str, Record]:
         and (
             metric in record.get("ratios", {})
             or metric in record.get("metrics", {})
-            or (metric in _CLASS_SCORES and "label" in record and "prediction" in record)
+            or (metric in (*_CLASS_SCORES, *_CORRELATIONS) and "label" in record and "prediction" in record)
         )
     }
 

@@ -14,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mlmx.report.comparison import Difference, Mean, difference, mean
+from mlmx.report.glue import EXPLANATION, TITLE, GlueTable, glue_table
 from mlmx.report.rows import Row, choose_baselines, group
 from mlmx.report.runs import Run, ScoreKey, canonical, read_runs
+from mlmx.report.selection import select as choose
 from mlmx.report.statistics import FEW_SEEDS, MIN_SEEDS
 
 _MISSING = "missing"
@@ -32,18 +34,20 @@ class Cell:
 Cells = Mapping[tuple[str, ScoreKey], Cell]
 
 
-def report(outputs: Path, *, baseline: str | None = None, out: Path | None = None) -> str:
+def report(outputs: Path, *, baseline: str | None = None, out: Path | None = None, select: str | None = None) -> str:
     """Write ``results.md`` and ``results.csv``, and return the tables as text for the terminal.
 
     Args:
         outputs: the folder with ``runs`` and ``stages``.
         baseline: what the others are compared with: a row's label, or ``key=value``.
         out: where to write; ``outputs/report`` if None.
+        select: a setting of tasks whose value is chosen by the dev split, see ``mlmx.report.selection``.
 
     Raises:
-        UserError: if there are no runs, or no row is the baseline.
+        UserError: if there are no runs, no row is the baseline, or nothing can be selected.
     """
     runs = read_runs(outputs)
+    runs, notes = choose(runs, select) if select is not None else (runs, [])
     grouped = group(runs)
     rows = grouped.rows
     baselines = choose_baselines(rows, baseline) if baseline is not None else {}
@@ -56,12 +60,13 @@ def report(outputs: Path, *, baseline: str | None = None, out: Path | None = Non
         for row in rows
         for key in keys
     }
-    notes = [*_seed_notes(rows), *grouped.notes, *_baseline_notes(rows, baseline, baselines), *_failure_notes(runs)]
+    notes += [*_seed_notes(rows), *grouped.notes, *_baseline_notes(rows, baseline, baselines), *_failure_notes(runs)]
     out = outputs / "report" if out is None else out
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.md").write_text(_markdown(rows, keys, cells, baselines, notes), encoding="utf-8")
+    glue = glue_table(rows, runs)
+    (out / "results.md").write_text(_markdown(rows, keys, cells, baselines, glue, notes), encoding="utf-8")
     (out / "results.csv").write_text(_csv(rows, keys, cells, baselines), encoding="utf-8")
-    return _terminal(rows, keys, cells, baselines, notes) + f"\nWritten to {out / 'results.md'} and {out / 'results.csv'}"
+    return _terminal(rows, keys, cells, baselines, glue, notes) + f"\nWritten to {out / 'results.md'} and {out / 'results.csv'}"
 
 
 def _keys(rows: Sequence[Row]) -> list[ScoreKey]:
@@ -109,7 +114,12 @@ def _explanation(baselines: Mapping[str, Row]) -> str:
 
 
 def _markdown(
-    rows: Sequence[Row], keys: Sequence[ScoreKey], cells: Cells, baselines: Mapping[str, Row], notes: Sequence[str]
+    rows: Sequence[Row],
+    keys: Sequence[ScoreKey],
+    cells: Cells,
+    baselines: Mapping[str, Row],
+    glue: GlueTable | None,
+    notes: Sequence[str],
 ) -> str:
     lines = ["# Results", "", _explanation(baselines), ""]
     for title, shown, metrics in _tables(rows, keys):
@@ -126,6 +136,9 @@ def _markdown(
                 texts.append(text)
             lines.append(_markdown_line([row.label, str(len(row.seeds)), *texts]))
         lines.append("")
+    if glue is not None:
+        lines += [f"## {TITLE}", "", _markdown_line(glue.columns), _markdown_line(["---"] * len(glue.columns))]
+        lines += [*map(_markdown_line, glue.lines), "", EXPLANATION, ""]
     if notes:
         lines += ["## Notes", "", *(f"- {note}" for note in notes), ""]
     return "\n".join(lines)
@@ -146,7 +159,12 @@ def _heading(rows: Sequence[Row], key: ScoreKey) -> str:
 
 
 def _terminal(
-    rows: Sequence[Row], keys: Sequence[ScoreKey], cells: Cells, baselines: Mapping[str, Row], notes: Sequence[str]
+    rows: Sequence[Row],
+    keys: Sequence[ScoreKey],
+    cells: Cells,
+    baselines: Mapping[str, Row],
+    glue: GlueTable | None,
+    notes: Sequence[str],
 ) -> str:
     colours = {True: "green", False: "red", None: ""}
     is_terminal = sys.stdout.isatty()
@@ -169,7 +187,14 @@ def _terminal(
                 texts.append(content)
             table.add_row(Text(row.label), str(len(row.seeds)), *texts)
         console.print(table)
+    if glue is not None:
+        table = Table(*glue.columns, title=TITLE, title_justify="left")
+        for line in glue.lines:
+            table.add_row(*map(Text, line))
+        console.print(table)
     console.print(Text(_explanation(baselines)))
+    if glue is not None:
+        console.print(Text(EXPLANATION))
     for note in notes:
         console.print(Text(f"- {note}"))
     return text.getvalue().rstrip("\n")

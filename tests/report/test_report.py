@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, matthews_corrcoef
 
 from mlmx.errors import UserError
 from mlmx.report import report
@@ -322,3 +322,32 @@ def test_what_the_most_frequent_answer_gets_stands_beside_the_metric(outputs):
     outputs.run("mlm", 1, 0.5)
     outputs.change_scores(trivial=0.3, higher_is_better=True)
     assert "accuracy_forward (higher; trivial: 0.2500 to 0.3000)" in outputs.report()
+
+
+@pytest.mark.parametrize("metric", ["matthews", "pearson"])
+def test_correlations_come_out_of_the_predictions_again(tmp_path, metric):
+    rng = np.random.default_rng(0)
+    gold = rng.integers(3, size=(2, 200))[0] if metric == "matthews" else rng.normal(size=200)
+    predicted = np.where(rng.random(200) < 0.6, gold, rng.permutation(gold))
+    records = [
+        {"id": str(i), "split": "dev", "label": g, "prediction": p}
+        for i, (g, p) in enumerate(zip(gold.tolist(), predicted.tolist(), strict=True))
+    ]
+    (tmp_path / "predictions.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    found, _ = statistic([tmp_path], ScoreKey("t", "dev", metric))
+    drawn = rng.integers(200, size=200)
+    weights = np.bincount(drawn, minlength=200).astype(np.float32)[:, None]
+    score = matthews_corrcoef if metric == "matthews" else lambda a, b: np.corrcoef(a, b)[0, 1]
+    assert found.values()[0] == pytest.approx(score(gold, predicted), abs=1e-9)
+    assert found.resampled(weights)[0, 0] == pytest.approx(score(gold[drawn], predicted[drawn]), abs=1e-6)
+
+
+def test_a_setting_is_chosen_and_reported(outputs):
+    for seed in range(3):
+        for layer, accuracy in ((1, 0.2), (2, 0.6)):
+            outputs.run("mlm", seed, accuracy, tasks=bitext(layer=layer))
+            outputs.change_scores(split="dev")
+    text = outputs.report(select="layer")
+    assert [row["seeds"] for row in outputs.csv()] == ["0+1+2"]
+    assert float(outputs.csv()[0]["bitext/dev/accuracy_forward"]) == pytest.approx(0.6)
+    assert "bitext: layer=2 has the best median of bitext/dev/accuracy_forward over seeds 0, 1, 2 (1: 0.2000, 2: 0.6000)" in text
