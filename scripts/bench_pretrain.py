@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -171,8 +170,8 @@ def _report(given: argparse.Namespace, turns: dict[str, list[dict[str, Any]]]) -
         rows[name] = speed, peak, records[0]["losses"][0], loss
     print(
         f"vocabulary {given.vocab_size:,}, {given.num_layers} layers of width {given.hidden_size}, {given.lines} lines a batch, "
-        f"{given.steps} steps, {given.turns} turns each, {given.precision}, {torch.get_num_threads()} threads of {_hardware()}, "
-        f"{synthetic.versions()}\n"
+        f"{given.steps} steps, {given.turns} turns each, {given.precision}, "
+        f"{torch.get_num_threads()} threads of {synthetic.hardware()}, {synthetic.versions()}\n"
     )
     print("| | real tokens/s, each turn | peak memory | first loss | loss of the last quarter |\n|---|---|---|---|---|")
     for name, (_, peak, first, loss) in rows.items():
@@ -182,15 +181,6 @@ def _report(given: argparse.Namespace, turns: dict[str, list[dict[str, Any]]]) -
     print(f"| mlmx / trainer | **{ours[0] / theirs[0]:.1f}** (medians) | {ours[1] / theirs[1]:.2f} | | |")
     if abs(ours[3] / theirs[3] - 1) > _TOLERANCE or ours[3] >= ours[2]:
         sys.exit("the losses are not reduced alike, so the speeds cannot be compared")
-
-
-def _hardware() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

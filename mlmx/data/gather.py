@@ -125,17 +125,22 @@ def windows(
     texts = np.flatnonzero(np.diff(offsets) > 0)
     starts, ends = offsets[texts], offsets[texts + 1]
     found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
-    while len(texts):
+    while len(texts) or not found:
         # One window of every text that still has pieces: as many rounds as the longest text has windows.
-        cuts = np.where(ends - starts <= max_pieces, ends, last_boundary(word_pieces, starts, starts + max_pieces))
+        cuts = ends.copy()
+        overlong = np.flatnonzero(ends - starts > max_pieces)
+        cuts[overlong] = last_boundary(word_pieces, starts[overlong], starts[overlong] + max_pieces)
         found.append((texts, starts, cuts - starts))
-        going_on = cuts < ends
-        texts, starts, ends = texts[going_on], cuts[going_on], ends[going_on]
-    if not found:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    joined = [np.concatenate(column) for column in zip(*found, strict=True)]
-    order = np.argsort(joined[1], kind="stable")
-    return joined[0][order], joined[1][order], joined[2][order]
+        texts, starts, ends = texts[overlong], cuts[overlong], ends[overlong]
+    first, *others = found
+    if not others:
+        return first
+    # Sorting all of them would take far more memory than putting those that are few into their places.
+    joined = [np.concatenate(column) for column in zip(*others, strict=True)]
+    order = np.argsort(joined[1])
+    places = np.searchsorted(first[1], joined[1][order])
+    texts, starts, lengths = (np.insert(column, places, more[order]) for column, more in zip(first, joined, strict=True))
+    return texts, starts, lengths
 
 
 def last_boundary(word_pieces: NDArray[np.int64], starts: NDArray[np.int64], limits: NDArray[np.int64]) -> NDArray[np.int64]:

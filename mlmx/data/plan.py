@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,7 +139,7 @@ class BatchPlan:
         size = len(self.lengths)
         if self.weights is None:
             order = keyed.permutation(size, seed=self.seed, name="plan", epoch=epoch)
-            return order, np.full(size, epoch, np.int64)
+            return order, np.broadcast_to(np.int64(epoch), size)
         turns_before = self._turns(epoch)
         turns = self._turns(epoch + 1) - turns_before
         rows = np.repeat(np.arange(size), turns)
@@ -161,30 +162,29 @@ class BatchPlan:
             return np.zeros(1, np.int64)
         tokens = offsets_of(lengths)
         cumulative = tokens if self.batch_tokens is not None else np.arange(len(lengths) + 1)
-        # (N,) the size of a batch that begins with each row.
-        budgets = self._batch_sizes(tokens_before + tokens[:-1])
-        following = np.searchsorted(cumulative, cumulative[:-1] + budgets, side="right") - 1
-        following = np.maximum(following, np.arange(1, len(lengths) + 1)).tolist()
-        boundaries = [0]
+        boundaries, size = [0], 0
         while boundaries[-1] < len(lengths):
-            boundaries.append(following[boundaries[-1]])
-        if len(boundaries) > 2 and cumulative[boundaries[-1]] - cumulative[boundaries[-2]] < budgets[boundaries[-2]] / 2:
+            first = boundaries[-1]
+            size = self._batch_size(tokens_before + int(tokens[first]))
+            following = int(np.searchsorted(cumulative, cumulative[first] + size, side="right")) - 1
+            boundaries.append(max(following, first + 1))
+        if len(boundaries) > 2 and cumulative[boundaries[-1]] - cumulative[boundaries[-2]] < size / 2:
             middle = (cumulative[boundaries[-3]] + cumulative[boundaries[-1]]) / 2
             cut = int(np.searchsorted(cumulative, middle, side="left"))
             if boundaries[-3] < cut <= boundaries[-2]:
                 boundaries[-2] = cut
         return np.array(boundaries, np.int64)
 
-    def _batch_sizes(self, tokens_before: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _batch_size(self, tokens_before: int) -> int:
         # Tokens (or rows) of a batch at most, where so many tokens came before it.
         full = self.batch_tokens if self.batch_tokens is not None else self.batch_examples
         assert full is not None
         warmup_tokens, start_ratio = self._warmup
         if warmup_tokens is None or start_ratio is None:
-            return np.full(len(tokens_before), full)
-        grown = start_ratio + (1.0 - start_ratio) * np.minimum(1.0, tokens_before / warmup_tokens)
+            return full
+        grown = start_ratio + (1.0 - start_ratio) * min(1.0, tokens_before / warmup_tokens)
         # The tiny term keeps rounding from taking a token off a full batch.
-        return np.floor(full * grown + 1e-9).astype(np.int64)
+        return math.floor(full * grown + 1e-9)
 
 
 def partition(

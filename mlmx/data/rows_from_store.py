@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, Literal
 
 import numpy as np
@@ -21,15 +22,17 @@ class StoreRows(RowDataset):
 
     Attributes:
         store: the corpus.
-        examples: (N,) int64 the example each row comes from.
         weights: (N,) how often a row is seen per epoch (mixtures), or None for once.
     """
-
-    examples: NDArray[np.int64]
 
     def __init__(self, store: TokenStore, layout: RowLayout) -> None:
         self.store = store
         self.layout = layout
+
+    @property
+    @abstractmethod
+    def examples(self) -> NDArray[np.int64]:
+        """(N,) the example each row comes from."""
 
     @property
     def weights(self) -> NDArray[np.float64] | None:
@@ -70,8 +73,11 @@ class SegmentRows(StoreRows):
             full = np.diff(offsets)
             lengths = np.minimum(full, room)
             self.num_truncated = self._count_lost(self.segments, full - lengths)
-        self.examples = self.segments // store.num_sides
         self.lengths = (lengths + vocabulary.single.num_special).astype(np.int32)
+
+    @property
+    def examples(self) -> NDArray[np.int64]:
+        return self.segments // self.store.num_sides
 
     def take(self, indices: NDArray[np.int64]) -> TokenRows:
         lengths = self.lengths[indices].astype(np.int64) - self.layout.num_special
@@ -98,8 +104,11 @@ class PairRows(StoreRows):
         kept[cut] = last_boundary(store.arrays["word_pieces"], starts[cut], (starts + kept)[cut]) - starts[cut]
         self.starts, self.kept = starts, kept
         self.num_truncated = self._count_lost(np.arange(store.num_segments), (full - kept).reshape(-1))
-        self.examples = np.arange(store.num_examples)
         self.lengths = (kept.sum(axis=1) + layout.num_special).astype(np.int32)
+
+    @property
+    def examples(self) -> NDArray[np.int64]:
+        return np.arange(self.store.num_examples)
 
     def take(self, indices: NDArray[np.int64]) -> TokenRows:
         sides = [self._side(2 * indices + side, self.starts[indices, side], self.kept[indices, side]) for side in (0, 1)]
