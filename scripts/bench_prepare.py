@@ -27,7 +27,7 @@ import psutil
 if __name__ == "__main__":
     os.environ.setdefault("RAYON_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
-_MEAN_WORDS = 23.0
+_MEAN_WORDS = 25.0
 _SPREAD = 0.6
 _NUM_WORDS = 60_000
 _CONSONANTS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "ch", "sh", "tr", "st")
