@@ -23,8 +23,11 @@ def input_settings(value: Any, where: str = "") -> Iterator[tuple[str, str, dict
             yield from input_settings(inner, f"{where}.{i}")
 
 
-def _found(path: str) -> bool:
-    return Path(path).exists() or bool(has_magic(path) and glob(path, recursive=True))  # noqa: PTH207 - an absolute pattern
+def _matches(path: str) -> list[str]:
+    """Return the files and folders that a path or a pattern names."""
+    if Path(path).exists():
+        return [path]
+    return sorted(glob(path, recursive=True)) if has_magic(path) else []  # noqa: PTH207 - an absolute pattern
 
 
 def resolve_paths(spec: Mapping[str, Any]) -> None:
@@ -42,17 +45,22 @@ def _absolute(value: Any, *, hub: bool) -> Any:
     if not isinstance(value, str) or value in (MISSING, ""):
         return value  # an empty path would become the current folder
     path = str(Path(value).expanduser().absolute())
-    return path if _found(path) or not hub else value
+    return path if _matches(path) or not hub else value
 
 
 def path_problems(node: Mapping[str, Any], where: str) -> Iterator[Problem]:
-    """Yield the files and folders that a component's settings name and that do not exist."""
+    """Yield what is wrong with the files and folders that a component's settings name: missing ones, and empty files."""
     for place, setting, inner in input_settings(node, where):
         for value in _strings(inner.get(setting)):
             if not value:
                 yield Problem(place, "is empty: the path of a file or folder is needed.")
-            elif "revision" not in inner and value != MISSING and not _found(value):
-                yield Problem(place, f"there is no such file or folder: {value}", _nearest_path(value))
+            elif value != MISSING:
+                found = [Path(match) for match in _matches(value)]
+                if not found and "revision" not in inner:
+                    yield Problem(place, f"there is no such file or folder: {value}", _nearest_path(value))
+                yield from (
+                    Problem(place, f"the file is empty: {path}") for path in found if path.is_file() and not path.stat().st_size
+                )
 
 
 def _strings(value: Any) -> Iterator[str]:

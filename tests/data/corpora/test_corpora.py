@@ -15,6 +15,7 @@ import yaml
 from mlmx.build import build, problems_of
 from mlmx.data.corpus import Corpus
 from mlmx.errors import UserError
+from mlmx.inputs import path_problems
 
 CONF = Path(__file__).parents[3] / "conf" / "corpus"
 
@@ -50,6 +51,15 @@ def test_text_skips_blank_lines_and_counts_them_anew_each_time(tmp_path: Path) -
         assert source.skipped == {"blank": 2}
     assert [example.where for example in source.examples()] == [f"{tmp_path}/a.txt:1", f"{tmp_path}/a.txt:4"]
     assert next(source.examples()).segments[0].language == "en"
+
+
+def test_empty_files_are_told_before_anything_starts(tmp_path: Path) -> None:
+    for name, content in (("a.txt", "one\n"), ("b.txt", ""), ("c.txt", "")):
+        (tmp_path / name).write_text(content)
+    problems = path_problems(node("text", path=[str(tmp_path / "[ab].txt"), str(tmp_path / "c.txt")]), "corpus")
+    assert [str(problem) for problem in problems] == [f"corpus.path: the file is empty: {tmp_path}/{name}.txt" for name in "bc"]
+    assert not list(path_problems(node("text", path=str(tmp_path / "a.txt")), "corpus"))
+    assert not list(path_problems(node("text"), "corpus"))
 
 
 def test_jsonl_reads_nested_fields(tmp_path: Path) -> None:
