@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from types import SimpleNamespace
+from typing import Annotated, Any, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
@@ -221,6 +222,8 @@ def _target(path: str, where: str) -> Callable[..., Any]:
             raise TypeError("it is no class")
         if inspect.isabstract(target):
             raise TypeError("it is abstract")
+        if target.__module__.partition(".")[0] not in _allowed_packages:
+            raise TypeError(f"it is {target.__module__}.{target.__qualname__}, which was only imported there")
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise user_error(f"{where}._target_", f"{path!r} cannot be used: {error}.") from error
     return target
@@ -265,9 +268,10 @@ def _num_runtime_objects(target: Callable[..., Any]) -> int:
 def _adapter(target: Callable[..., Any], parameter: inspect.Parameter) -> TypeAdapter[Any]:
     annotation = parameter.annotation
     if isinstance(annotation, str):
-        # Evaluated where the constructor is defined, one by one: positional parameters may name types that are imported only
+        # Resolved where the constructor is defined, one by one: positional parameters may name types that are imported only
         # for type checking.
-        annotation = eval(annotation, _names_of(target))  # noqa: S307 - our own source, not the user's
+        alone = SimpleNamespace(__annotations__={parameter.name: annotation})
+        annotation = get_type_hints(alone, _names_of(target), include_extras=True)[parameter.name]
     try:
         # Components are classes that pydantic knows nothing of: ``Annotator | None``.
         return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))

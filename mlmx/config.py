@@ -36,6 +36,7 @@ from mlmx.overrides import (
     parse,
     selects_for_stage,
 )
+from mlmx.secret import secret_overrides
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ def check(command: Command, overrides: Sequence[str], *, multirun: bool = False,
     composer = Composer(command)
     problems: list[Problem] = []
     parsed = list(parse(composer, overrides, problems))
+    problems += secret_overrides(overrides)
     multirun = multirun or any(o.key_or_group == "hydra.mode" and "MULTIRUN" in str(o.input_line) for o in parsed)
     for override in parsed:
         if override.is_sweep_override() and not multirun:

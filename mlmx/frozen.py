@@ -19,11 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mlmx.build import MISSING, NonNegative, Positive, PositiveFloat, is_node
 from mlmx.errors import Problem, nearest
 from mlmx.inputs import path_problems, resolve_paths
+from mlmx.secret import secret_problems
 
 STAGE_GROUPS = ("objective", "corpus", "annotator", "trainer")
 # Where mistakes leave nothing to resolve.
 _STRUCTURE = ("chain", "stages", "model", "task", "plugins", "outputs", *STAGE_GROUPS)
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
+# Names become parts of the names of directories.
+_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$"
+_NO_NAME = "is no name: letters, digits and _ . + - are allowed, and the first is a letter, a digit or _."
+_Name = Annotated[str, Field(pattern=_NAME)]
 
 
 class Parallel(BaseModel):
@@ -103,6 +107,7 @@ def freeze(
             trained = next((name for name, node in config["task"].items() if "trainer" in node), None)
             own = f"stages.{chain[0]}" if chain else f"task.{trained}" if root == "trainer" and trained else None
             problems.append(Problem(key, f"has no effect: {why}.", own and key.replace(root, f"{own}.{root}", 1)))
+    problems += _name_problems(stages, places)
     nodes = {"model": config["model"], **{f"task.{name}": node for name, node in config["task"].items()}}
     for stage, groups in stages.items():
         nodes |= {places[stage, group]: node for group, node in groups.items() if node is not None}
@@ -119,7 +124,16 @@ def freeze(
     frozen["stages"] = stages
     frozen["places"] = {f"stages.{stage}.{group}": where for (stage, group), where in places.items()}
     frozen["outputs"] = str(Path(config["outputs"]).expanduser().absolute())
+    problems += secret_problems(frozen)
     return frozen, _unique(problems)
+
+
+def _name_problems(stages: Mapping[str, Mapping[str, Any]], places: Mapping[tuple[str, str], str]) -> Iterator[Problem]:
+    """A component's ``_name_`` is its option's, unless a config of the user's gives another."""
+    for stage, groups in stages.items():
+        for group, node in groups.items():
+            if node is not None and not _is_name(node.get("_name_", "custom")):
+                yield Problem(f"{places[stage, group]}._name_", f"{node['_name_']!r} {_NO_NAME}")
 
 
 def _narrow(config: dict[str, Any], command: str, overridden: Collection[str]) -> Iterator[Problem]:
@@ -166,7 +180,9 @@ def _settings_problems(config: Mapping[str, Any]) -> list[Problem]:
                 problems.append(Problem(where, f"{json.dumps(detail['input'])} is not valid: {detail['msg']}.", hint))
     task = config.get("task")
     for name, node in task.items() if isinstance(task, Mapping) else ():
-        if not is_node(node):
+        if not _is_name(name):
+            problems.append(Problem(f"task.{name}", _NO_NAME))
+        elif not is_node(node):
             told = (
                 f"is no task: it has no _target_. If it is not selected, select it (task=[...,{name}]) or leave its settings out; "
                 "if it is, its YAML must start with `# @package task.<name>`."
@@ -191,6 +207,10 @@ def _settings_problems(config: Mapping[str, Any]) -> list[Problem]:
     if isinstance(chain, list) and len(set(map(str, chain))) < len(chain):
         problems.append(Problem("chain", f"{chain} names a stage twice."))
     return problems
+
+
+def _is_name(text: object) -> bool:
+    return isinstance(text, str) and re.fullmatch(_NAME[1:-1], text) is not None
 
 
 def _importable(package: str) -> bool:

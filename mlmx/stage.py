@@ -299,7 +299,7 @@ class StageDir:
         name = self.config()["parents"].get(role)
         if name is None:
             return None
-        if Path(name).name != name and not Path(name).is_absolute():
+        if (Path(name).name != name and not Path(name).is_absolute()) or name == "..":
             raise user_error(f"parents.{role}", f"{name!r} is no stage beside this one ({self.config_path}).")
         return StageDir(self.path.parent / name)
 

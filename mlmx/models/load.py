@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from mlmx.build import NonNegativeFloat, Positive
 from mlmx.errors import UserError, user_error
+from mlmx.loading import ONLY_SAFETENSORS, reason_for
 from mlmx.models.encoder import Encoder
 from mlmx.models.quiet import quiet_transformers
 from mlmx.stage import encoder_folder
@@ -184,8 +186,8 @@ def _load(loader: Any, where: str, **settings: Any) -> tuple[PreTrainedModel, di
     # dropped, must not move the caller's generator.
     try:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
-            model, report = loader.from_pretrained(where, output_loading_info=True, **settings)
-    except (OSError, ValueError) as error:
+            model, report = loader.from_pretrained(where, output_loading_info=True, **ONLY_SAFETENSORS, **settings)
+    except (OSError, ValueError, SafetensorError) as error:
         raise _not_loadable(where, settings.get("revision"), error) from error
     return model, report
 
@@ -196,5 +198,4 @@ def _is_pooler(key: str) -> bool:
 
 def _not_loadable(where: str, revision: str | None, error: Exception) -> UserError:
     at = f" at revision {revision}" if revision else ""
-    first_line = (str(error).splitlines() or [type(error).__name__])[0]
-    return user_error("model.source", f"{where!r}{at} cannot be loaded: {first_line}")
+    return user_error("model.source", f"{where!r}{at} cannot be loaded: {reason_for(error, where)}")

@@ -29,6 +29,8 @@ BOTH_TASKS = ["task=[bitext,sentiment]", "task.bitext.data.num_pairs=50"]
 BOTH_TASKS += [f"task.sentiment.data.num_{split}={number}" for split, number in (("train", 64), ("dev", 16), ("test", 32))]
 # What does not.
 EXECUTION = ["tracker=none", "parallel.device=cpu", "parallel.num_threads=1", "trainer.log_every_steps=1"]
+# What must not be found in anything that is written.
+SECRETS = {"WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567", "HF_TOKEN": "hf_AbCdEfGhIjKlMnOpQrStUvWxYz"}
 SECONDS = float(os.environ.get("MLMX_TEST_SECONDS", "240"))  # A busy machine needs longer.
 
 

@@ -15,6 +15,7 @@ from mlmx.data.rows_from_text import WordRows
 from mlmx.data.vocabulary import Vocabulary
 from mlmx.data.words import mapped_tag, split_words
 from mlmx.errors import user_error
+from mlmx.loading import ONLY_SAFETENSORS, reason_for
 from mlmx.stage import encoder_folder
 
 
@@ -53,15 +54,18 @@ class HuggingFaceAnnotator(Annotator):
 
     def load(self) -> None:
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForTokenClassification, AutoTokenizer
 
         folder = encoder_folder(self.path)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, **self._loading)
-            model, loading = AutoModelForTokenClassification.from_pretrained(folder, output_loading_info=True, **self._loading)
-        except (OSError, ValueError, RuntimeError) as error:
-            first_line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise user_error("annotator.path", f"{self.path} cannot be loaded as a token classifier: {first_line}") from error
+            model, loading = AutoModelForTokenClassification.from_pretrained(
+                folder, output_loading_info=True, **ONLY_SAFETENSORS, **self._loading
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = reason_for(error, folder)
+            raise user_error("annotator.path", f"{self.path} cannot be loaded as a token classifier: {reason}") from error
         if missing := sorted(loading["missing_keys"]):
             # Transformers would tag with a head of random numbers.
             raise user_error(
