@@ -15,7 +15,8 @@ from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import encode, resolve_layer
 from mlmx.objectives.objective import Objective
 from mlmx.tasks.bitext_data import BitextData, MiningSet
-from mlmx.tasks.mining import Margin, Matches, MinedPairs, Retrieval, best_matches, mine, normalised
+from mlmx.tasks.mining import Margin, Matches, MinedPairs, Retrieval, best_matches, mine
+from mlmx.tasks.search import normalised
 from mlmx.tasks.task import Evaluation, Task, ratio_scores
 from mlmx.tasks.texts import text_rows
 
@@ -76,6 +77,7 @@ class Bitext(Task):
             self._embeddings(encoder, data.target, layer, "target"),
             margin=self.margin,
             num_neighbors=self.num_neighbors,
+            device=encoder.base.device,
         )
         return self._evaluation(data, matches)
 

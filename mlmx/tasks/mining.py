@@ -4,31 +4,29 @@ The margin of a pair is its cosine compared with the cosines of the nearest neig
 close to everything do not win everywhere (Artetxe and Schwenk, arXiv 1811.01136, equations 1 to 3; LASER, ``mine_bitexts.py``).
 
 Deviation from LASER: the best match is taken over *all* sentences of the other side, as in the evaluation of LEM's group, and not
-only over the k nearest. The matrix of cosines is made in blocks and never held whole.
+only over the k nearest. The matrix of cosines is made in blocks and never held whole (``mlmx.tasks.search``).
 """
 
-# S source sentences, R target sentences, D width, B block of source sentences, K neighbours, M mined pairs
+# S source sentences, R target sentences, D width, B and C those of a block, M mined pairs
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
+
+from mlmx.tasks.search import Floats, Indices, Largest, score_blocks
 
 Margin = Literal["ratio", "distance", "absolute"]
 Retrieval = Literal["forward", "backward", "intersection", "max"]
 
-Floats = NDArray[np.float32]
-Indices = NDArray[np.int64]
-
 log = logging.getLogger(__name__)
 
-# Rows of the cosine matrix held at a time: 1,024 x 100,000 float32 are 0.4 GB.
-_BLOCK_ROWS = 1024
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,42 +64,31 @@ class MinedPairs:
         return MinedPairs(self.pairs[kept], self.scores[kept])
 
 
-def normalised(embeddings: Floats) -> Floats:
-    """Return embeddings of length 1 (all-zero ones stay zero).
-
-    Raises:
-        FloatingPointError: if an embedding is not finite.
-    """
-    if not np.isfinite(embeddings).all():
-        raise FloatingPointError(
-            f"{int((~np.isfinite(embeddings)).any(axis=1).sum())} of {len(embeddings)} embeddings are not finite"
-        )
-    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    result: Floats = (embeddings / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
-    return result
-
-
-def neighbour_means(source_SD: Floats, target_RD: Floats, num_neighbors: int) -> tuple[Floats, Floats]:
+def neighbour_means(
+    source_SD: Floats, target_RD: Floats, num_neighbors: int, *, device: torch.device = _CPU
+) -> tuple[Floats, Floats]:
     """Return the mean cosine of every sentence to its nearest neighbours on the other side.
 
     Args:
         source_SD: (S, D) of length 1.
         target_RD: (R, D) of length 1.
         num_neighbors: k; clipped to the size of the other side.
+        device: where the products are made.
 
     Returns:
         (S,) for the sources and (R,) for the targets.
     """
-    k_forward, k_backward = min(num_neighbors, len(target_RD)), min(num_neighbors, len(source_SD))
-    forward = np.empty(len(source_SD), np.float32)
-    backward_RK = np.full((len(target_RD), k_backward), -np.inf, np.float32)
-    for rows, cosines_BR in _cosine_blocks(source_SD, target_RD):
-        forward[rows] = _largest(cosines_BR, k_forward).mean(axis=1)
-        backward_RK = _largest(np.concatenate([backward_RK, cosines_BR.T], axis=1), k_backward)
-    return forward, backward_RK.mean(axis=1)
+    forward = Largest(len(source_SD), min(num_neighbors, len(target_RD)), device)
+    backward = Largest(len(target_RD), min(num_neighbors, len(source_SD)), device)
+    for rows, columns, cosines_BC in score_blocks(source_SD, target_RD, device=device):
+        forward.update(rows, columns.start, cosines_BC)
+        backward.update(columns, rows.start, cosines_BC.T)
+    return forward.scores.mean(dim=1).cpu().numpy(), backward.scores.mean(dim=1).cpu().numpy()
 
 
-def best_matches(source_SD: Floats, target_RD: Floats, *, margin: Margin, num_neighbors: int) -> Matches:
+def best_matches(
+    source_SD: Floats, target_RD: Floats, *, margin: Margin, num_neighbors: int, device: torch.device = _CPU
+) -> Matches:
     """Return the best match of every sentence, both ways.
 
     Args:
@@ -110,24 +97,18 @@ def best_matches(source_SD: Floats, target_RD: Floats, *, margin: Margin, num_ne
         margin: the score, for cosine c and mean m of the two neighbourhoods' mean cosines: ``ratio`` c / m,
             ``distance`` c - m, ``absolute`` c.
         num_neighbors: k of the neighbourhoods.
+        device: where the products are made.
     """
-    source_means, target_means = neighbour_means(source_SD, target_RD, num_neighbors)
+    means = neighbour_means(source_SD, target_RD, num_neighbors, device=device)
     if margin == "ratio":
-        source_means, target_means = _positive(source_means, "source"), _positive(target_means, "target")
-    forward = np.empty(len(source_SD), np.int64)
-    forward_scores = np.empty(len(source_SD), np.float32)
-    backward = np.zeros(len(target_RD), np.int64)
-    backward_scores = np.full(len(target_RD), -np.inf, np.float32)
-    for rows, cosines_BR in _cosine_blocks(source_SD, target_RD):
-        scores_BR = _margin_scores(cosines_BR, source_means[rows], target_means, margin)
-        forward[rows] = scores_BR.argmax(axis=1)
-        forward_scores[rows] = scores_BR.max(axis=1)
-        best = scores_BR.argmax(axis=0)
-        best_scores = scores_BR.max(axis=0)
-        better = best_scores > backward_scores
-        backward[better] = best[better] + rows.start
-        backward_scores[better] = best_scores[better]
-    return Matches(forward, forward_scores, backward, backward_scores)
+        means = _positive(means[0], "source"), _positive(means[1], "target")
+    source_means, target_means = (torch.from_numpy(side).to(device) for side in means)
+    forward, backward = _Best(len(source_SD), device), _Best(len(target_RD), device)
+    for rows, columns, cosines_BC in score_blocks(source_SD, target_RD, device=device):
+        scores_BC = _margin_scores(cosines_BC, source_means[rows], target_means[columns], margin)
+        forward.update(rows, columns.start, scores_BC)
+        backward.update(columns, rows.start, scores_BC.T)
+    return Matches(*forward.arrays(), *backward.arrays())
 
 
 def mine(matches: Matches, retrieval: Retrieval) -> MinedPairs:
@@ -159,17 +140,20 @@ def mine(matches: Matches, retrieval: Retrieval) -> MinedPairs:
     return MinedPairs(pairs, scores)
 
 
-def _cosine_blocks(source_SD: Floats, target_RD: Floats) -> Iterator[tuple[slice, Floats]]:
-    for start in range(0, len(source_SD), _BLOCK_ROWS):
-        rows = slice(start, min(start + _BLOCK_ROWS, len(source_SD)))
-        yield rows, source_SD[rows] @ target_RD.T
+class _Best:
+    # The largest score of each row and where it stands, the first of equal ones, of a matrix that is seen block by block.
+    def __init__(self, num_rows: int, device: torch.device) -> None:
+        self.scores = torch.full((num_rows,), -torch.inf, device=device)
+        self.columns = torch.zeros(num_rows, dtype=torch.int64, device=device)
 
+    def update(self, rows: slice, first_column: int, scores_BC: Tensor) -> None:
+        scores, columns = scores_BC.max(dim=1)
+        better = scores > self.scores[rows]
+        self.columns[rows] = torch.where(better, columns + first_column, self.columns[rows])
+        self.scores[rows] = torch.where(better, scores, self.scores[rows])
 
-def _largest(values: Floats, k: int) -> Floats:
-    # The k largest of each row, in no order.
-    if k == values.shape[1]:
-        return values
-    return np.partition(values, values.shape[1] - k, axis=1)[:, -k:]
+    def arrays(self) -> tuple[Indices, Floats]:
+        return self.columns.cpu().numpy(), self.scores.cpu().numpy()
 
 
 def _positive(means: Floats, side: str) -> Floats:
@@ -182,12 +166,11 @@ def _positive(means: Floats, side: str) -> Floats:
     return positive
 
 
-def _margin_scores(cosines_BR: Floats, source_means: Floats, target_means: Floats, margin: Margin) -> Floats:
+def _margin_scores(cosines_BC: Tensor, source_means: Tensor, target_means: Tensor, margin: Margin) -> Tensor:
     if margin == "absolute":
-        return cosines_BR
-    means_BR = (source_means[:, None] + target_means[None, :]) / np.float32(2)
-    scores_BR: Floats = cosines_BR / means_BR if margin == "ratio" else cosines_BR - means_BR
-    return scores_BR
+        return cosines_BC
+    means_BC = (source_means[:, None] + target_means[None, :]) / 2
+    return cosines_BC / means_BC if margin == "ratio" else cosines_BC - means_BC
 
 
 def _each_sentence_once(pairs: Indices) -> list[int]:

@@ -15,7 +15,7 @@ from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import encode, resolve_layer
 from mlmx.objectives.objective import Objective
 from mlmx.tasks.metrics import SCORE_METRICS
-from mlmx.tasks.mining import normalised
+from mlmx.tasks.search import normalised
 from mlmx.tasks.similarity_data import SimilarityData
 from mlmx.tasks.task import Evaluation, Score, Task
 from mlmx.tasks.texts import text_rows

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from mlmx.tasks import mining
-from mlmx.tasks.mining import Matches, best_matches, mine, neighbour_means, normalised
+from mlmx.tasks import search
+from mlmx.tasks.mining import Matches, best_matches, mine, neighbour_means
+from mlmx.tasks.search import normalised
 
 
 def embeddings(num: int, seed: int, *, shift: float = 0.3) -> np.ndarray:
@@ -30,9 +31,9 @@ def brute_force(source: np.ndarray, target: np.ndarray, margin: str, k: int) -> 
 
 
 @pytest.mark.parametrize("margin", ["ratio", "distance", "absolute"])
-@pytest.mark.parametrize("block_rows", [7, 1024])
-def test_best_matches_are_those_of_an_independent_matrix(margin, block_rows, monkeypatch):
-    monkeypatch.setattr(mining, "_BLOCK_ROWS", block_rows)
+@pytest.mark.parametrize("block", [(7, 9), (1024, 16384)])
+def test_best_matches_are_those_of_an_independent_matrix(margin, block, monkeypatch):
+    monkeypatch.setattr(search, "_CPU_BLOCK", block)
     source, target = embeddings(40, 0), embeddings(53, 1)
     matches = best_matches(source, target, margin=margin, num_neighbors=4)
     scores = brute_force(source, target, margin, 4)
@@ -102,12 +103,3 @@ def test_neighbourhoods_without_positive_mean_are_reported(caplog):
     with caplog.at_level(logging.WARNING):
         best_matches(source, target, margin="ratio", num_neighbors=1)
     assert "1 of 2 source sentences" in caplog.text
-
-
-def test_embeddings_that_are_not_finite_stop():
-    with pytest.raises(FloatingPointError, match="1 of 2"):
-        normalised(np.array([[1, np.nan], [1, 0]], np.float32))
-
-
-def test_zero_embeddings_stay_zero():
-    assert normalised(np.zeros((1, 3), np.float32)).tolist() == [[0, 0, 0]]

@@ -1,0 +1,146 @@
+"""Exact search: for each query the documents of largest inner product, in blocks, so that memory is bounded.
+
+The matrix of scores is made block by block and never held whole. Embeddings may be memory-mapped: only blocks of them are read, so
+what has to fit into memory is a block of scores and the results, whatever the number of documents.
+"""
+
+# Q queries, N documents, D width, B columns of a block, K results, G groups of columns
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+_CPU = torch.device("cpu")
+
+# Queries and documents of a block: 64 MB of scores on a CPU, 2 GB on a GPU, which needs large products to be busy.
+_CPU_BLOCK = (1024, 16384)
+_GPU_BLOCK = (8192, 65536)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The nearest documents of every query, best first.
+
+    Attributes:
+        indices: (Q, K) documents.
+        scores: (Q, K) their inner products, falling; equal ones in any order.
+    """
+
+    indices: Indices
+    scores: Floats
+
+
+class Largest:
+    """The largest scores of each row of a matrix that is seen block by block, from the first column on.
+
+    Attributes:
+        scores: (Q, K) in no order; -inf where fewer than K were seen.
+        columns: (Q, K) where they stand; -1 where fewer than K were seen.
+    """
+
+    def __init__(self, num_rows: int, num_kept: int, device: torch.device) -> None:
+        self.scores = torch.full((num_rows, num_kept), -torch.inf, device=device)
+        self.columns = torch.full((num_rows, num_kept), -1, device=device)
+
+    def update(self, rows: slice, first_column: int, scores_QB: Tensor) -> None:
+        """Take in the scores of some rows in the columns from ``first_column`` on."""
+        num_kept = self.scores.shape[1]
+        columns = self._candidates(scores_QB, self.scores[rows].amin(dim=1), first_column)
+        if columns is None:
+            return
+        scores = torch.cat([self.scores[rows], scores_QB.gather(1, columns)], dim=1)
+        self.scores[rows], kept = scores.topk(num_kept, sorted=False)
+        self.columns[rows] = torch.cat([self.columns[rows], columns + first_column], dim=1).gather(1, kept)
+
+    def _candidates(self, scores_QB: Tensor, worst_Q: Tensor, num_seen: int) -> Tensor | None:
+        # Columns among which are all that belong to the K largest so far. Column c is in group c % G. The K largest of a row lie in
+        # the K groups with the largest maxima, and in groups whose maximum beats the worst one kept, which after the first block
+        # are few: a pass over the scores finds them, where selecting K of all would take several.
+        num_kept, num_columns = self.scores.shape[1], scores_QB.shape[1]
+        expected = max(1, num_kept * num_columns // (num_seen + num_columns))
+        size = max(1, math.isqrt(num_columns // expected))
+        num_groups = num_columns // size
+        grouped = size * num_groups
+        maxima_QG = scores_QB[:, :grouped].reshape(-1, size, num_groups).amax(dim=1)
+        rest = torch.arange(grouped, num_columns, device=scores_QB.device).expand(len(scores_QB), -1)
+        num_better = int((maxima_QG > worst_Q[:, None]).sum(dim=1).max())
+        if num_better == 0 and grouped == num_columns:
+            return None
+        groups = maxima_QG.topk(min(num_kept, num_better), sorted=False).indices
+        members = torch.arange(0, grouped, num_groups, device=scores_QB.device)
+        return torch.cat([(groups[:, :, None] + members).flatten(1), rest], dim=1)
+
+
+def nearest(queries_QD: Floats, documents_ND: Floats, num_results: int, *, device: torch.device = _CPU) -> Neighbours:
+    """Return the documents of largest inner product with each query.
+
+    Args:
+        queries_QD: (Q, D).
+        documents_ND: (N, D), in memory or memory-mapped.
+        num_results: K; all documents if there are fewer.
+        device: where the products are made.
+    """
+    num_results = min(num_results, len(documents_ND))
+    indices = np.empty((len(queries_QD), num_results), np.int64)
+    scores = np.empty((len(queries_QD), num_results), np.float32)
+    for rows, columns, scores_QB in score_blocks(queries_QD, documents_ND, device=device):
+        if columns.start == 0:
+            best = Largest(len(scores_QB), num_results, device)
+        best.update(slice(None), columns.start, scores_QB)
+        if columns.stop == len(documents_ND):
+            falling, order = best.scores.sort(dim=1, descending=True)
+            indices[rows] = best.columns.gather(1, order).cpu().numpy()
+            scores[rows] = falling.cpu().numpy()
+    return Neighbours(indices, scores)
+
+
+def score_blocks(queries_QD: Floats, documents_ND: Floats, *, device: torch.device = _CPU) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield the inner products of all queries with all documents, block by block.
+
+    Yields:
+        The queries of the block, its documents, and their (queries, documents) scores, to be read before the next block is made.
+    """
+    num_queries, num_documents = _CPU_BLOCK if device.type == "cpu" else _GPU_BLOCK
+    num_queries, num_documents = min(num_queries, len(queries_QD)), min(num_documents, len(documents_ND))
+    # One piece of memory for all blocks: a CPU takes a part of the time of a product to clear fresh memory of its size.
+    memory = torch.empty(num_queries * num_documents, device=device)
+    for rows in _slices(len(queries_QD), num_queries):
+        block_QD = _tensor(queries_QD[rows], device)
+        for columns in _slices(len(documents_ND), num_documents):
+            block_BD = _tensor(documents_ND[columns], device)
+            scores_QB = memory[: len(block_QD) * len(block_BD)].view(len(block_QD), len(block_BD))
+            yield rows, columns, torch.mm(block_QD, block_BD.T, out=scores_QB)
+
+
+def normalised(embeddings: Floats) -> Floats:
+    """Return embeddings of length 1 (all-zero ones stay zero).
+
+    Raises:
+        FloatingPointError: if an embedding is not finite.
+    """
+    if not np.isfinite(embeddings).all():
+        raise FloatingPointError(
+            f"{int((~np.isfinite(embeddings)).any(axis=1).sum())} of {len(embeddings)} embeddings are not finite"
+        )
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    result: Floats = (embeddings / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+    return result
+
+
+def _slices(number: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, number)) for start in range(0, number, max(1, step)))
+
+
+def _tensor(block: Floats, device: torch.device) -> Tensor:
+    # torch shares memory with arrays that may be written to, and copies a block of one that is mapped for reading only.
+    return torch.from_numpy(np.require(block, np.float32, ["C", "W"])).to(device)
