@@ -191,7 +191,7 @@ class Loop:
             micro_batches = self._smaller_micro_batches(micro_batches)
         # 3. Sums over ranks: of gradients, which are then those of the global mean, and of what is logged.
         self.processes.sum_gradients(self.objective.parameters())
-        norm = self._clip()
+        norm = whole(nn.utils.get_total_norm([p.grad for p in self.objective.parameters() if p.grad is not None]))
         names, sums = numbers
         sums = self.processes.sum(sums)
         # 4. The step itself, which the device leaves out if loss or gradient are not finite: nobody waits to know. The time is the
@@ -204,7 +204,7 @@ class Loop:
         )
         learning_rate, self.warmed = self.settings.learning_rate.at(self.budget, before, self.spent, self.warmed)
         set_learning_rate(self.optimizer, learning_rate)
-        step_unless(bad, self.optimizer)
+        step_unless(bad, self.optimizer, norm=norm, max_norm=self.settings.max_grad_norm)
         # 5. Numbers are read when they have come: where a GPU works on this step, those of the step before.
         taken = self._taken(learning_rate, work.counts, names, torch.cat([torch.stack([bad.double(), norm.double()]), sums]))
         self._read()
@@ -258,14 +258,6 @@ class Loop:
         self._loaded = self.batches.load(
             self.spent.steps, num_workers=self.settings.num_workers, pin_memory=self.processes.device.type == "cuda"
         )
-
-    def _clip(self) -> Tensor:
-        # Returns the norm that the whole gradient had.
-        parameters = [parameter for parameter in self.objective.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        if self.settings.max_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
-        return whole(norm)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         on = self.settings.precision == "bfloat16"

@@ -48,15 +48,19 @@ def optimizer_for(
     return AdamW(listed, lr=learning_rate, betas=betas, eps=eps, fused=True)
 
 
-def step_unless(bad: Tensor, optimizer: Optimizer) -> None:
+def step_unless(bad: Tensor, optimizer: Optimizer, *, norm: Tensor, max_norm: float | None) -> None:
     """Take a step, unless ``bad`` is 1: then weights and state stay as they are. The host does not wait to know.
+
+    Gradients are shortened to ``max_norm`` within the step, which spares two passes over all of them.
 
     Args:
         bad: () 0 or 1, float32, on the parameters' device.
         optimizer: one of ``optimizer_for``; the protocol is the one that torch's gradient scaler has with fused optimisers.
+        norm: () of the whole gradient.
+        max_norm: what it may be at most; None: anything.
     """
     optimizer.found_inf = bad  # type: ignore[attr-defined]
-    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.grad_scale = None if max_norm is None else (norm / max_norm).clamp(min=1.0).float()  # type: ignore[attr-defined]
     optimizer.step()
 
 
@@ -92,16 +96,19 @@ class StableAdamW(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    # As torch's fused optimisers have them.
     found_inf: Tensor | None = None
+    grad_scale: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take a step, unless ``found_inf`` is 1; no value comes back from the device."""
+        """Take a step along the gradient divided by ``grad_scale``, unless ``found_inf`` is 1; the host waits for nothing."""
         assert closure is None, "nobody here evaluates the loss again"
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+                    gradient = parameter.grad if self.grad_scale is None else parameter.grad / self.grad_scale
+                    self._update(parameter, gradient, group)
 
     def _update(self, parameter: nn.Parameter, gradient: Tensor, group: Mapping[str, Any]) -> None:
         state = self.state[parameter]

@@ -43,6 +43,20 @@ class Tracker:
         """Set final numbers."""
         self._try("summary", lambda run: run.summary.update(dict(numbers)))
 
+    def log_attachments(self, folder: Path) -> None:
+        """Show what a task left beside its scores: ``tables/*.tsv``, whose first line names the columns, and ``pictures/*.png``."""
+
+        def record(run: Any) -> None:
+            import wandb
+
+            for path in sorted(folder.glob("tables/*.tsv")):
+                header, *rows = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
+                run.log({path.stem: wandb.Table(columns=header, data=rows)})
+            for path in sorted(folder.glob("pictures/*.png")):
+                run.log({f"{path.stem}_picture": wandb.Image(str(path))})
+
+        self._try("attachments", record)
+
     def log_encoder(self, stage: StageDir, *, made_here: bool) -> None:
         """Record an encoder as an output or an input: a line of the lineage, by reference, without its weights."""
 

@@ -87,7 +87,7 @@ def pretrain(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
 def finetune(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Train a task's objective on the task's data."""
     task: Task = build(spec["task"], where=f"task.{spec['task']['name']}")
-    task.folder = stage.path
+    task.folder, task.seed = stage.path, spec["seed"]
     # Where it is trained: a task may need it to choose what to train on.
     encoder = _encoder(stage, spec).to(processes.device)
     objective = task.objective(encoder)
@@ -115,6 +115,7 @@ def evaluate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
     else:
         evaluation = task.evaluate(_encoder(stage, spec).to(processes.device).eval())
     stage.write_predictions(evaluation.predictions)
+    tracker.log_attachments(stage.path)
     return {"scores": [score.to_json() for score in evaluation.scores]}
 
 

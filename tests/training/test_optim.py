@@ -10,7 +10,7 @@ from transformers import AlbertConfig, AlbertForMaskedLM
 
 from mlmx.errors import UserError
 from mlmx.models.encoder import Encoder
-from mlmx.training.optim import StableAdamW, optimizer_for, set_learning_rate
+from mlmx.training.optim import StableAdamW, optimizer_for, set_learning_rate, step_unless
 from mlmx.training.trainer import Stopped, Trainer
 from tests.tiny import numbered_tokenizer
 from tests.training.test_trainer import StopAfter, losses, same_state
@@ -52,6 +52,27 @@ def test_stable_adamw_is_what_another_implementation_is():
             optimizer.step()
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "stable_adamw"])
+@pytest.mark.parametrize("max_norm", [0.5, 100.0, None])
+def test_shortening_within_the_step_is_clipping_before_it(algorithm, max_norm):
+    torch.manual_seed(0)
+    modules = nn.Linear(5, 3), nn.Linear(5, 3)
+    modules[1].load_state_dict(modules[0].state_dict())
+    within, before = (optimizer_for(module, **{**SETTINGS, "algorithm": algorithm}) for module in modules)
+    for _ in range(4):
+        for module in modules:
+            module.zero_grad()
+        inputs = torch.randn(7, 5)
+        for module in modules:
+            module(inputs).square().sum().backward()
+        norm = nn.utils.clip_grad_norm_(modules[1].parameters(), max_norm or float("inf"))
+        assert norm > 0.5
+        step_unless(torch.zeros(()), within, norm=norm, max_norm=max_norm)
+        before.step()
+    for one, other in zip(*(module.parameters() for module in modules), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
 def test_stable_adamw_by_hand():

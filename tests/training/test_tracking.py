@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -21,8 +22,12 @@ stage = StageDir(sys.argv[1])
 with stage_tracker(stage, enabled=True) as tracker:
     for step in (1, 2):
         tracker.log({"step": step, "loss": 4.0 / step, "loss/mlm": 4.0 / step, "tokens": 100 * step})
+    tracker.log_attachments(stage.path)
     tracker.summarise({"final_loss": 2.0})
 """
+
+# One black pixel.
+PICTURE = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 
 
 def records_of(path: Path) -> Iterator[Any]:
@@ -81,6 +86,9 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def test_stage_run_can_be_read_back(tmp_path):
     first = make_stage(tmp_path, "pretrain", "a" * 64, "auto")
     second = make_stage(tmp_path, "finetune", "b" * 64, "auto", {"encoder": first.path.name})
+    for kind, name, content in (("tables", "confusion.tsv", b"label\tas a\na\t3\n"), ("pictures", "confusion.png", PICTURE)):
+        (second.path / kind).mkdir()
+        (second.path / kind / name).write_bytes(content)
     run("-c", TRACK_STAGE, str(second.path))
     records = only_run(second.path)
     (start,) = [record.run for record in records if record.HasField("run")]
@@ -92,11 +100,13 @@ def test_stage_run_can_be_read_back(tmp_path):
     assert config["model"] == "tiny"
     assert config["model.num_layers"] == 2
     history = [
-        {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in record.history.item}
+        {(item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
         for record in records
         if record.HasField("history")
     ]
-    assert [(line["step"], line["loss"], line["by_tokens/loss/mlm"]) for line in history] == [(1, 4.0, 4.0), (2, 2.0, 2.0)]
+    assert [(line["step"], line["loss"], line["by_tokens/loss/mlm"]) for line in history[:2]] == [(1, 4.0, 4.0), (2, 2.0, 2.0)]
+    assert history[2]["confusion._type"] == "table-file"
+    assert history[3]["confusion_picture._type"] == "image-file"
     axes = {(r.metric.name or r.metric.glob_name): r.metric.step_metric for r in records if r.HasField("metric")}
     assert axes["by_tokens/*"] == "tokens"
     assert axes["*"] == "step"
