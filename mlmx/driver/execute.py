@@ -130,7 +130,9 @@ def _run(one: Placed, directory: StageDir, source: str, before: float, worker: s
 
 
 def _launch(one: Placed, directory: StageDir, source: str, worker: str) -> None:
-    if directory.checkpoints_dir.is_dir() and directory.config_path.exists() and directory.config()["source"] != source:
+    # Checkpoints of a training, arrays of a preparation.
+    begun = directory.checkpoints_dir.is_dir() or any(directory.path.glob("*.partial"))
+    if begun and directory.config_path.exists() and directory.config()["source"] != source:
         say(f"{one.label}: goes on with what other code began (--fresh builds it anew)")
     directory.write_config(one.config(source))
     say(f"{one.label}: running in {directory.path}")
