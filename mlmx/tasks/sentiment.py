@@ -9,15 +9,19 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score
 
-from mlmx.build import Positive
+from mlmx.build import Positive, PositiveFloat
 from mlmx.data.rows import RowDataset
 from mlmx.errors import nearest, user_error
+from mlmx.keyed import fold, stream, uniform
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective
 from mlmx.tasks.classification import SequenceClassification, predict
 from mlmx.tasks.classification_data import ClassificationData, Labelled
+from mlmx.tasks.confusion import write_confusion
+from mlmx.tasks.social_text import Step, normalise
 from mlmx.tasks.task import Evaluation, Score, Task
 from mlmx.tasks.texts import text_rows
 
@@ -34,6 +38,10 @@ class Sentiment(Task):
         name: the task's name.
         data: the labelled sentences; the split ``train`` is fine-tuned on.
         splits: the splits to judge.
+        normalization: steps of ``mlmx.tasks.social_text`` for every text, such as ``mentions`` and ``links``.
+        shots: how many training examples of each label are fine-tuned on, another choice for each seed of the run; None takes all.
+        class_weights: what an example of each label counts in the loss: ``balanced`` as much as all its label's together
+            (n / (C n_label)), a weight for each label's name (scaled so that their mean over the examples is 1), or None: alike.
         pooling: ``cls`` or ``mean`` of the last layer.
         max_length: tokens of a sentence, special ones included; longer ones are cut, and the cut pieces reported.
         batch_tokens: tokens per forward when judging.
@@ -45,6 +53,9 @@ class Sentiment(Task):
         name: str,
         data: ClassificationData,
         splits: tuple[str, ...],
+        normalization: tuple[Step, ...],
+        shots: Positive | None,
+        class_weights: Literal["balanced"] | dict[str, PositiveFloat] | None,
         pooling: Literal["mean", "cls"],
         max_length: Positive,
         batch_tokens: Positive,
@@ -56,15 +67,18 @@ class Sentiment(Task):
         self.name = name
         self.data = data
         self.splits = splits
+        self.normalization = normalization
+        self.shots = shots
+        self.class_weights = class_weights
         self.pooling: Literal["mean", "cls"] = pooling
         self.max_length = max_length
         self.batch_tokens = batch_tokens
 
     def objective(self, encoder: Encoder) -> Objective:
-        return SequenceClassification(encoder, labels=self.labels, pooling=self.pooling)
+        return SequenceClassification(encoder, labels=self.labels, pooling=self.pooling, class_weights=self._weights())
 
     def training_rows(self, encoder: Encoder) -> RowDataset:
-        return self._rows(encoder, self._training_examples, "train")
+        return self._rows(encoder, self._chosen_examples(), "train")
 
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
         assert isinstance(model, SequenceClassification)
@@ -75,7 +89,10 @@ class Sentiment(Task):
             rows = self._rows(model.encoder, examples, split)
             predicted = [self.labels[i] for i in predict(model, rows, batch_tokens=self.batch_tokens).argmax(axis=1)]
             gold = [example.label for example in examples]
-            scores += classification_scores(gold, predicted, task=self.name, split=split)
+            trivial = [self._most_frequent] * len(gold)
+            scores += classification_scores(gold, predicted, trivial, task=self.name, split=split)
+            if self.folder is not None:
+                write_confusion(self.folder, split, gold, predicted)
             predictions += [
                 {"id": example.id, "split": split, "label": example.label, "prediction": label}
                 for example, label in zip(examples, predicted, strict=True)
@@ -98,6 +115,52 @@ class Sentiment(Task):
     def _training_examples(self) -> Sequence[Labelled]:
         return self.data.load("train")
 
+    @property
+    def _most_frequent(self) -> str:
+        ((label, _),) = Counter(example.label for example in self._training_examples).most_common(1)
+        return label
+
+    def _chosen_examples(self) -> Sequence[Labelled]:
+        """Return the training examples, or ``shots`` of each label, chosen by the run's seed, in the order of the data.
+
+        Raises:
+            UserError: if a label has fewer.
+        """
+        if self.shots is None:
+            return self._training_examples
+        assert self.run_seed is not None, "a stage that fine-tunes has a seed"
+        keys = fold(np.full(len(self._training_examples), self.run_seed, np.int64), stream("few shots"))
+        draws = uniform(fold(keys, np.arange(len(keys), dtype=np.int64)))
+        chosen: list[int] = []
+        for label in self.labels:
+            examples = [i for i, example in enumerate(self._training_examples) if example.label == label]
+            if len(examples) < self.shots:
+                raise user_error(f"task.{self.name}.shots", f"{label!r} has only {len(examples)} training examples.")
+            chosen += sorted(examples, key=lambda i: draws[i])[: self.shots]
+        return [self._training_examples[i] for i in sorted(chosen)]
+
+    def _weights(self) -> NDArray[np.float32] | None:
+        """Return the (C,) class weights, of mean 1 over the training examples.
+
+        Raises:
+            UserError: if the weights are not those of the labels.
+        """
+        if self.class_weights is None or (self.class_weights == "balanced" and self.shots is not None):
+            return None  # as many shots of each label are balanced
+        counts = Counter(example.label for example in self._training_examples)
+        numbers = np.array([counts[label] for label in self.labels], np.float64)
+        if self.class_weights == "balanced":
+            weights = 1 / numbers
+        else:
+            given = self.class_weights
+            if given.keys() != set(self.labels):
+                message = f"names {', '.join(given)}; the labels are {', '.join(self.labels)}."
+                raise user_error(f"task.{self.name}.class_weights", message)
+            weights = np.array([given[label] for label in self.labels])
+            numbers = numbers if self.shots is None else np.ones_like(numbers)
+        result: NDArray[np.float32] = (weights * numbers.sum() / (weights * numbers).sum()).astype(np.float32)
+        return result
+
     def _rows(self, encoder: Encoder, examples: Sequence[Labelled], split: str) -> RowDataset:
         index = {label: i for i, label in enumerate(self.labels)}
         unseen = Counter(example.label for example in examples if example.label not in index)
@@ -105,20 +168,42 @@ class Sentiment(Task):
             log.warning("%s: labels of split %s that never occur in training: %s", self.name, split, dict(unseen))
         # Rows to judge need a label to be packed; that of an unseen one is never read.
         labels = np.array([index.get(example.label, 0) for example in examples], np.int64)
-        texts = [example.text for example in examples]
+        texts = [normalise(example.text, self.normalization) for example in examples]
         what = f"texts of split {split}"
         return text_rows(encoder, texts, max_length=self.max_length, task=self.name, what=what, labels=labels)
 
 
-def classification_scores(gold: Sequence[str], predicted: Sequence[str], *, task: str, split: str) -> list[Score]:
-    """Return accuracy, macro and weighted F1 over the labels that occur in ``gold``; a label that is never predicted has F1 0."""
-    labels = sorted(set(gold))
-    values = {
-        "macro_f1": f1_score(gold, predicted, labels=labels, average="macro", zero_division=0),
-        "weighted_f1": f1_score(gold, predicted, labels=labels, average="weighted", zero_division=0),
-        "accuracy": accuracy_score(gold, predicted),
-    }
+def classification_scores(
+    gold: Sequence[str], predicted: Sequence[str], trivial: Sequence[str], *, task: str, split: str
+) -> list[Score]:
+    """Return accuracy, macro and weighted F1 over the labels that occur in ``gold``; a label that is never predicted has F1 0.
+
+    Args:
+        gold: the labels' names.
+        predicted: the predicted ones.
+        trivial: what one would predict without looking.
+        task: the task's name.
+        split: the split's name.
+    """
+    values, trivial_values = (_values(gold, answers) for answers in (predicted, trivial))
     return [
-        Score(task=task, split=split, metric=metric, value=float(value), num_examples=len(gold), higher_is_better=True)
+        Score(
+            task=task,
+            split=split,
+            metric=metric,
+            value=value,
+            num_examples=len(gold),
+            higher_is_better=True,
+            trivial=trivial_values[metric],
+        )
         for metric, value in values.items()
     ]
+
+
+def _values(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
+    labels = sorted(set(gold))
+    return {
+        "macro_f1": float(f1_score(gold, predicted, labels=labels, average="macro", zero_division=0)),
+        "weighted_f1": float(f1_score(gold, predicted, labels=labels, average="weighted", zero_division=0)),
+        "accuracy": float(accuracy_score(gold, predicted)),
+    }

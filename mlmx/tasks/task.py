@@ -97,10 +97,12 @@ class Task(ABC):
         name: the word it is selected by, ``task=<name>``.
         folder: the directory of the stage that carries it out, for files beside its scores (a submission, a run, an index); None
             where no stage does.
+        run_seed: the seed of the run, while it is fine-tuned, for choosing what to train on; None where nothing is.
     """
 
     name: str
     folder: Path | None = None
+    run_seed: int | None = None
 
     def objective(self, encoder: Encoder) -> Objective | None:
         """Return what to fine-tune, or None for a task that judges the encoder as it is."""

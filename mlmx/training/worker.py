@@ -87,7 +87,7 @@ def pretrain(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
 def finetune(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Train a task's objective on the task's data."""
     task: Task = build(spec["task"], where=f"task.{spec['task']['name']}")
-    task.folder, task.seed = stage.path, spec["seed"]
+    task.folder, task.run_seed = stage.path, spec["seed"]
     # Where it is trained: a task may need it to choose what to train on.
     encoder = _encoder(stage, spec).to(processes.device)
     objective = task.objective(encoder)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from mlmx.data.batch import BatchContext
 from mlmx.errors import UserError
 from mlmx.tasks.classification import CLASSIFICATION_TERM as TERM
 from mlmx.tasks.classification import SequenceClassification, predict
+from mlmx.tasks.confusion import write_confusion
 from mlmx.tasks.sentiment import Sentiment, classification_scores
+from mlmx.tasks.social_text import normalise
 
 WORDS = ["good", "bad", "so", "so-so", "film"]
 
@@ -37,6 +40,9 @@ def task(data: dict, **settings) -> Sentiment:
         "name": "sentiment",
         "data": {"_target_": "mlmx.tasks.classification_data.ClassificationFiles", **files, **data},
         "splits": ["test"],
+        "normalization": [],
+        "shots": None,
+        "class_weights": None,
         "pooling": "mean",
         "max_length": 16,
         "batch_tokens": 12,
@@ -105,7 +111,7 @@ def test_scores_are_those_of_sklearn():
     gold = rng.choice(["a", "b", "c"], 200, p=[0.6, 0.3, 0.1]).tolist()
     predicted = [label if rng.random() < 0.6 else rng.choice(["a", "b", "c"]) for label in gold]
     report = classification_report(gold, predicted, output_dict=True)
-    scores = {score.metric: score.value for score in classification_scores(gold, predicted, task="t", split="test")}
+    scores = {score.metric: score.value for score in classification_scores(gold, predicted, gold, task="t", split="test")}
     assert scores == pytest.approx(
         {
             "macro_f1": report["macro avg"]["f1-score"],
@@ -117,8 +123,13 @@ def test_scores_are_those_of_sklearn():
 
 def test_macro_f1_by_hand_goes_over_the_labels_of_the_gold():
     # a: precision 1/2, recall 1, F1 2/3; b: never predicted, 0; c is predicted but not in the gold, so it is no class here.
-    scores = {score.metric: score.value for score in classification_scores(["a", "b", "b"], ["a", "a", "c"], task="t", split="s")}
-    assert scores == pytest.approx({"macro_f1": 1 / 3, "weighted_f1": 2 / 9, "accuracy": 1 / 3})
+    scores = classification_scores(["a", "b", "b"], ["a", "a", "c"], ["b"] * 3, task="t", split="s")
+    assert {score.metric: score.value for score in scores} == pytest.approx(
+        {"macro_f1": 1 / 3, "weighted_f1": 2 / 9, "accuracy": 1 / 3}
+    )
+    # Always b: precision 2/3, recall 1, F1 4/5.
+    trivial = {score.metric: score.trivial for score in scores}
+    assert trivial == pytest.approx({"macro_f1": 2 / 5, "weighted_f1": 8 / 15, "accuracy": 2 / 3})
 
 
 def test_a_label_that_never_occurs_in_training_is_reported_and_wrong(tmp_path, make_encoder, caplog):
@@ -177,3 +188,95 @@ def test_microworld_splits():
     assert not {example.text for example in loaded["train"]} & {example.text for example in loaded["test"]}
     with pytest.raises(UserError, match="Did you mean 'test'"):
         built.load("tst")
+
+
+def test_few_shots_are_chosen_by_the_seed(tmp_path, make_encoder):
+    texts = [{"comment": f"good w{i}", "polarity": "PN"[i % 3 == 0]} for i in range(60)]
+    path = write(tmp_path / "a.jsonl.gz", texts)
+    encoder = make_encoder([*WORDS, *(f"w{i}" for i in range(60))])
+
+    def chosen(seed: int, shots: int = 5) -> tuple[list[int], list[int]]:
+        sentiment = task({"train": path, "test": path}, shots=shots)
+        sentiment.run_seed = seed
+        rows = sentiment.training_rows(encoder).take(np.arange(2 * shots))
+        return rows.labels.tolist(), rows.input_ids.tolist()
+
+    assert sorted(chosen(0)[0]) == [0] * 5 + [1] * 5
+    assert chosen(0) == chosen(0) != chosen(1)
+    with pytest.raises(UserError, match=r"task\.sentiment\.shots: 'N' has only 20 training examples"):
+        chosen(0, shots=21)
+
+
+def test_class_weights_scale_the_loss_of_their_classes(one_file, make_encoder):
+    def loss_of(weights) -> list[float]:
+        torch.manual_seed(0)
+        sentiment = task(one_file, class_weights=weights)
+        encoder = make_encoder(WORDS)
+        objective = sentiment.objective(encoder).eval()
+        training_rows = sentiment.training_rows(encoder)
+        batches = [objective.collator()(training_rows.take(np.array([i])), BatchContext(keys=np.array([i]))) for i in range(6)]
+        return [objective(batch).terms[TERM].item() for batch in batches]
+
+    # PPNNPN: as many of each.
+    assert loss_of("balanced") == pytest.approx(loss_of(None))
+    plain, weighted = loss_of(None), loss_of({"P": 1.0, "N": 3.0})
+    assert np.array(weighted) / plain == pytest.approx([0.5, 0.5, 1.5, 1.5, 0.5, 1.5])
+    with pytest.raises(UserError, match=r"task\.sentiment\.class_weights: names P; the labels are N, P\."):
+        loss_of({"P": 1.0})
+
+
+def test_balanced_weights_by_hand(tmp_path):
+    path = write(tmp_path / "a.jsonl.gz", rows("", "PPPN"))
+    # n / (C n_label): 4 / (2 x 1) and 4 / (2 x 3).
+    assert task({"train": path, "test": path}, class_weights="balanced")._weights() == pytest.approx([2.0, 2 / 3])
+
+
+def test_the_labels_names_go_into_the_exported_model(one_file, tmp_path, make_encoder):
+    objective = task(one_file).objective(make_encoder(WORDS))
+    objective.export(tmp_path / "encoder")
+    config = json.loads((tmp_path / "encoder" / "config.json").read_text())
+    assert config["id2label"] == {"0": "N", "1": "P"}
+    assert config["label2id"] == {"N": 0, "P": 1}
+
+
+def test_confusions_are_written_and_drawn(one_file, tmp_path, make_encoder):
+    sentiment = task(one_file)
+    sentiment.folder = tmp_path
+    evaluation = sentiment.evaluate(sentiment.objective(make_encoder(WORDS)))
+    header, *lines = (line.split("\t") for line in (tmp_path / "tables" / "confusion_test.tsv").read_text().splitlines())
+    assert header == ["label", "as N", "as P"]
+    pairs = [(record["label"], record["prediction"]) for record in evaluation.predictions]
+    assert lines == [[gold, *(str(pairs.count((gold, predicted))) for predicted in "NP")] for gold in "NP"]
+    assert (tmp_path / "pictures" / "confusion_test.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_of_classes_is_sklearns(tmp_path):
+    gold, predicted = list("aaabbc"), list("aabbcc")
+    write_confusion(tmp_path, "dev", gold, predicted)
+    header, *lines = (line.split("\t") for line in (tmp_path / "tables" / "per_class_dev.tsv").read_text().splitlines())
+    expected = classification_report(gold, predicted, output_dict=True)
+    assert header == ["label", "precision", "recall", "f1", "examples"]
+    for label, *numbers in lines:
+        assert [float(number) for number in numbers] == pytest.approx(list(expected[label].values()), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("steps", "text"),
+    [
+        ((), "@Anna soooooo GOOD!!!! mail me@x.org https://t.co/a?b=1 www.x.de"),
+        (("mentions",), "@user soooooo GOOD!!!! mail me@x.org https://t.co/a?b=1 www.x.de"),
+        (("links",), "@Anna soooooo GOOD!!!! mail me@x.org http http"),
+        (("lowercase", "repeats", "links", "mentions"), "@user sooo good!!! mail me@x.org http http"),
+    ],
+)
+def test_texts_of_social_media_are_normalised(steps, text):
+    assert normalise("@Anna soooooo GOOD!!!! mail me@x.org https://t.co/a?b=1 www.x.de", steps) == text
+
+
+def test_the_normalised_text_is_what_is_encoded(one_file, make_encoder):
+    sentiment = task(one_file, normalization=["lowercase"])
+    shouted = [replace(example, text=example.text.upper()) for example in sentiment.data.load("train")]
+    encoder = make_encoder(WORDS)
+    said = sentiment.training_rows(encoder).take(np.arange(6)).input_ids
+    sentiment.__dict__["_training_examples"] = shouted
+    assert sentiment.training_rows(encoder).take(np.arange(6)).input_ids.tolist() == said.tolist()
