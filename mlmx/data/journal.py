@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import zlib
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 Line = dict[str, Any]
 
@@ -44,10 +47,14 @@ class Journal:
 
 def read_journal(path: Path) -> list[Line]:
     """Return the lines of a journal up to the first that is torn or damaged; none if there is no journal."""
-    lines = []
-    for text in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+    texts = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    lines: list[Line] = []
+    for number, text in enumerate(texts, start=1):
         checksum, _, content = text.partition(b" ")
         if checksum != _checksum(content) or not content.endswith(b"\n"):
+            # Who is killed while writing leaves half a line at the end.
+            if number < len(texts):
+                log.warning("%s is damaged in line %d of %d; what was saved from there on is made anew", path, number, len(texts))
             break
         lines.append(json.loads(content))
     return lines
