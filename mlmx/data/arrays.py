@@ -143,17 +143,22 @@ class ArrayWriter:
 
 
 def partial_folder(folder: Path) -> Path:
-    """Return where the arrays of a folder lie until they are complete."""
+    """Return where the files of a folder lie until they are complete."""
     return folder.with_name(f"{folder.name}.partial")
 
 
 def finished(folder: Path, name: str, identity: str | None) -> dict[str, Any] | None:
-    """Return what :meth:`ArrayWriter.finish` returned for a folder, or None if it never did under this identity."""
+    """Return what :meth:`ArrayWriter.finish` returned for a folder, or None if it never did under this identity.
+
+    Raises:
+        UserError: if a file has been damaged since.
+    """
     if identity is None or not (folder / name).exists():
         return None
     meta = json.loads((folder / name).read_text("utf-8"))
     if meta.get("identity") != identity:
         return None
+    Arrays(folder, meta)
     (folder / _JOURNAL).unlink(missing_ok=True)
     return cast(dict[str, Any], meta)
 

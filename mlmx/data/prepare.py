@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlmx.data.arrays import ArrayWriter, finished
+from mlmx.data.arrays import ArrayWriter, finished, partial_folder
 from mlmx.data.corpus import Corpus, Example
 from mlmx.data.example_writer import ExampleWriter
 from mlmx.data.progress import progress_bar
@@ -51,7 +51,7 @@ def train_tokenizer(
                     yield segment.text
 
     tokenizer = node.train(texts())
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = partial_folder(folder)
     tokenizer.save_pretrained(partial)
     if folder.exists():
         shutil.rmtree(folder)

@@ -247,6 +247,9 @@ def test_what_is_finished_stays(tmp_path: Path) -> None:
     assert (tmp_path / "data").stat().st_ino == inode
     prepared(tmp_path / "data", identity="b")
     assert (tmp_path / "data").stat().st_ino != inode
+    truncate(tmp_path / "data" / "words.bin")
+    with pytest.raises(UserError, match=r"words\.bin: has .* bytes, not the"):
+        prepared(tmp_path / "data", identity="b")
 
 
 @pytest.mark.parametrize(("damage", "said"), [(truncate, "has 59 bytes, not the 60"), (Path.unlink, "is missing")])
