@@ -101,6 +101,8 @@ class Group:
             "PYTHONUNBUFFERED": "1",
             # torchrun would kill workers that write their last checkpoint after 30 seconds.
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(grace_seconds)),
+            # A group that is started again would find the addresses of the one before in a store that both share, and hang.
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         }
 
 
