@@ -20,7 +20,7 @@ demo: $(INSTALLED)  ## pretrain with TLM on the built-in bilingual world, judge 
 	HF_HUB_OFFLINE=1 $(VENV)/bin/mlmx run experiment=demo
 
 test: $(INSTALLED)  ## run the tests
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -m 'not slow'
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m 'not slow' -n auto --dist loadfile
 
 test-slow: $(INSTALLED)  ## run the tests that train for minutes
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -m slow
