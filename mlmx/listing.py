@@ -67,7 +67,8 @@ def node_of(file: Path) -> dict[str, Any]:
     content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     node: dict[str, Any] = {}
     for base in content.pop("defaults", ()):
-        if isinstance(base, str) and base != "_self_" and (path := file.with_name(f"{base}.yaml")).exists():
+        # An option in a folder below is one that is selected along with others, as ``glue`` selects ``glue/cola``.
+        if isinstance(base, str) and base != "_self_" and "/" not in base and (path := file.with_name(f"{base}.yaml")).exists():
             node |= node_of(path)
     return node | content
 

@@ -73,12 +73,14 @@ def page(group: str, title: str) -> str:
         f"Generated from `conf/{group}/` by `scripts/generate_docs.py`. Choose one with `{group}=name`, change a setting with "
         f"`{'task.NAME' if group == 'task' else group}.setting=value`.",
     ]
+    kind = next(kind for kind, folder in listing.KINDS.items() if folder == group)
+    summaries = {option.name: option.summary for option in listing.options(kind, [ROOT / "conf"])}
     for name, node in nodes.items():
         if node is None:
             continue
         doc = inspect.getdoc(target_of(node)) or ""
-        summary, _, rest = doc.partition("\n\n")
-        parts += [f"## {name}", " ".join(summary.split())]
+        _, _, rest = doc.partition("\n\n")
+        parts += [f"## {name}", summaries[name]]
         details = re.split(r"\n\n?(?:Args|Attributes):\n", "\n\n" + rest)[0].strip()
         if details:
             parts.append("```text\n" + details + "\n```")
