@@ -16,16 +16,25 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 PACKED: Final = "mlmx_packed"
 
 
-def runs_of(cu_seqlens: Tensor) -> tuple[tuple[int, int], ...]:
-    """Return (length, number of rows) of each run of neighbouring rows of equal length."""
-    boundaries = cu_seqlens.tolist()
-    lengths = [end - start for start, end in pairwise(boundaries)]
-    return tuple((length, len(list(rows))) for length, rows in groupby(lengths))
+class Runs:
+    """Runs of neighbouring rows of equal length.
+
+    No tuple, and no dataclass: into these the compiler looks, and would compile anew for each batch.
+
+    Attributes:
+        sizes: (length, number of rows) of each run; empty rows are in none.
+    """
+
+    def __init__(self, cu_seqlens: Tensor) -> None:
+        """Find the runs of rows that begin at ``cu_seqlens`` (S+1,)."""
+        lengths = [end - start for start, end in pairwise(cu_seqlens.tolist()) if end > start]
+        self.sizes = [(length, len(list(rows))) for length, rows in groupby(lengths)]
 
 
 def uses_kernel(device: torch.device, dtype: torch.dtype, dropout: float) -> bool:
@@ -44,7 +53,7 @@ def packed_attention(
     sliding_window: int | None = None,
     cu_seqlens: Tensor | None = None,
     max_seqlen: int = 0,
-    runs: tuple[tuple[int, int], ...] | None = None,
+    runs: Runs | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each row.
@@ -58,21 +67,19 @@ def packed_attention(
         scaling: of the scores; 1/sqrt(E) if None.
         dropout: probability, already 0 in evaluation.
         sliding_window: Transformers' convention: a token sees those at a distance below this number.
-        cu_seqlens: (S+1,) int32 where rows begin; required.
-        max_seqlen: length of the longest row, for the kernel.
-        runs: ``runs_of(cu_seqlens)`` where the caller has it already.
+        cu_seqlens: (S+1,) int32 where rows begin; for the kernel, where it serves.
+        max_seqlen: length of the longest row or more, for the kernel.
+        runs: of the rows, instead of both, where the kernel does not serve or is not wanted.
 
     Returns:
         (1, T, H, E) and None for the weights.
     """
-    if cu_seqlens is None or attention_mask is not None:
-        raise ValueError("packed attention needs cu_seqlens and takes no mask")
+    if attention_mask is not None:
+        raise ValueError("packed attention takes no mask")
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, E)
     causal = bool(getattr(module, "is_causal", False))
     grouped_heads = query.shape[1] != key.shape[1]
-    if uses_kernel(query.device, query.dtype, dropout):
-        from torch.nn.attention.varlen import varlen_attn
-
+    if cu_seqlens is not None and uses_kernel(query.device, query.dtype, dropout):
         reach = -1 if sliding_window is None else sliding_window - 1
         window = (reach, 0 if causal else reach)
         attended = varlen_attn(
@@ -81,21 +88,47 @@ def packed_attention(
         )  # fmt: skip
         assert isinstance(attended, Tensor)
         return attended[None], None
-    runs = runs_of(cu_seqlens) if runs is None else runs
-    sizes = [length * count for length, count in runs]
+    attended = _attend_by_length(
+        query, key, value, runs, cu_seqlens,
+        causal=causal, window=sliding_window, dropout=dropout, scaling=scaling, grouped_heads=grouped_heads,
+    )  # fmt: skip
+    return attended[None], None
+
+
+# Its shapes are those of a batch's rows, and compiled code would be made anew for each batch.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _attend_by_length(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    runs: Runs | None,
+    cu_seqlens: Tensor | None,
+    *,
+    causal: bool,
+    window: int | None,
+    dropout: float,
+    scaling: float | None,
+    grouped_heads: bool,
+) -> Tensor:
+    # (T, H, E) each, and so the result.
+    if runs is None:
+        if cu_seqlens is None:
+            raise ValueError("packed attention needs to know where rows begin")
+        runs = Runs(cu_seqlens)
+    sizes = [length * count for length, count in runs.sizes]
     # One split, since the backward pass of a slice writes zeros for all the rest of the tensor.
     parts = zip(*(torch.split(x, sizes) for x in (query, key, value)), strict=True)
     outputs = []
-    for (length, count), part in zip(runs, parts, strict=True):
+    for (length, count), part in zip(runs.sizes, parts, strict=True):
         # Neighbouring rows of one length are a plain batch: views in, no padding and no mask.
         q, k, v = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in part)  # (N, H, L, E)
-        mask = _window_mask(length, sliding_window, causal=causal, device=q.device)
+        mask = _window_mask(length, window, causal=causal, device=q.device)
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling,
             is_causal=causal and mask is None, enable_gqa=grouped_heads,
         )  # fmt: skip
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[None], None
+    return torch.cat(outputs)
 
 
 def _window_mask(length: int, window: int | None, *, causal: bool, device: torch.device) -> Tensor | None:

@@ -1,21 +1,21 @@
 """The encoder: a Transformers model behind one call, packed batch in, one vector per token out."""
 
-# S rows, T packed tokens, B x L the same tokens padded, N selected tokens, D width, V vocabulary
+# S rows, T packed tokens, B x L the same tokens padded, D width
 
 from __future__ import annotations
 
 import inspect
 import logging
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForMaskedLM
-from transformers.modeling_outputs import BaseModelOutput
 
 from mlmx.data.batch import Batch
 from mlmx.data.positions import longest_row, position_offset
@@ -23,6 +23,8 @@ from mlmx.data.vocabulary import Vocabulary
 from mlmx.errors import user_error
 from mlmx.models import attention
 from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights
+from mlmx.models.head import LanguageModelHead
+from mlmx.models.packing import filled_up, sorted_by_length
 from mlmx.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -72,7 +74,10 @@ class Encoder(nn.Module):
         self.num_layers: int = config.num_hidden_layers
         self._position_offset = position_offset(self.base)
         self.max_length = longest_row(self.base)
+        self._token_multiple: int | None = None
         self._takes = set(inspect.signature(self.base.forward).parameters)
+        # GPT-2 takes token types too, and adds for them the embeddings of words.
+        self._has_token_types = any(name.endswith("token_type_embeddings") for name, _ in self.base.named_modules())
         self.packed, self.packing_problem = self._probe()
         if not self.packed:
             log.warning("%s runs on padded rows: %s", config.model_type, self.packing_problem)
@@ -105,10 +110,7 @@ class Encoder(nn.Module):
         Raises:
             UserError: if the model's structure does not show its layers.
         """
-        if self.layers is None:
-            message = f"the layers of {self.base.config.model_type!r} cannot be told: it has no single list of {self.num_layers}."
-            raise user_error("model", message)
-        layer_of = {parameter: i for i, layer in enumerate(self.layers, start=1) for parameter in layer.parameters()}
+        layer_of = {parameter: i for i, layer in enumerate(self._layers_shown(), start=1) for parameter in layer.parameters()}
         embeddings = {module.weight for module in self.base.modules() if isinstance(module, nn.Embedding)}
         depths = {}
         outside = 0
@@ -166,28 +168,68 @@ class Encoder(nn.Module):
         """Set every dropout of the model."""
         set_dropout(self, probability)
 
+    def compile_layers(self, *, token_multiple: int, backend: str = "inductor") -> None:
+        """Compile each layer by itself, in place: layers of one kind share their code, and parameters keep their names.
+
+        Compiled code is made anew for each size of its input, so batches are filled up to sizes of which there are few. The filling
+        is never part of what the encoder returns. Call it before ``checkpoint_layers``.
+
+        Args:
+            token_multiple: batches are filled up to a multiple of this number of tokens: that of full micro-batches.
+            backend: what ``torch.compile`` calls so.
+
+        Raises:
+            UserError: if the model cannot be packed, or its structure does not show its layers.
+        """
+        if not self.packed:
+            message = f"{self.base.config.model_type!r} runs on padded rows, whose sizes vary too much for compiled code."
+            raise user_error("model", message)
+        for layer in self._layers_shown():
+            assert "forward" not in vars(layer), "layers are compiled once, and before they are checkpointed"
+            layer.forward = torch.compile(layer.forward, dynamic=False, backend=backend)
+        self._token_multiple = token_multiple
+
+    def checkpoint_layers(self) -> None:
+        """Keep only the inputs of layers for the backward pass, and run each layer again in it: less memory, more arithmetic.
+
+        Loss and gradient stay the same to the bit; dropout is drawn the same the second time.
+
+        Raises:
+            UserError: if the model's structure does not show its layers.
+        """
+        # Around the forward of each layer, not around its call: what FSDP does before and after a layer stays outside, as does
+        # compiled code inside.
+        for layer in self._layers_shown():
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+    def _layers_shown(self) -> nn.ModuleList:
+        if self.layers is None:
+            message = f"the layers of {self.base.config.model_type!r} cannot be told: it has no single list of {self.num_layers}."
+            raise user_error("model", message)
+        return self.layers
+
     def _run(self, batch: Batch, *, all_layers: bool) -> list[Tensor]:
         return self._run_packed(batch, all_layers) if self.packed else self._run_padded(batch, all_layers)
 
     def _run_packed(self, batch: Batch, all_layers: bool) -> list[Tensor]:
-        cu_seqlens = batch.tensors["cu_seqlens"]
-        order = runs = None
-        if not self._kernel_serves(batch):
+        num_tokens = batch.num_tokens
+        if self._token_multiple is not None:
+            batch = filled_up(batch, self._token_multiple, self.vocabulary.pad_id)
+        inputs = {name: batch.tensors[name] for name in _INPUTS}
+        cu_seqlens, order = batch.tensors["cu_seqlens"], None
+        if self._kernel_serves(batch):
+            where: dict[str, Any] = {"cu_seqlens": cu_seqlens, "max_seqlen": batch.max_seqlen}
+        else:
             # Sorted by length, rows of one length are neighbours, and attention needs neither padding nor copies.
-            order, cu_seqlens = _sorted_by_length(cu_seqlens, batch.num_tokens)
-            runs = attention.runs_of(cu_seqlens)
-        inputs = {name: batch.tensors[name][order] if order is not None else batch.tensors[name] for name in _INPUTS}
-        states = self._call(
-            {name: tensor[None] for name, tensor in inputs.items()},
-            all_layers,
-            cu_seqlens=cu_seqlens,
-            max_seqlen=batch.max_seqlen,
-            runs=runs,
-        )
-        if order is None:
-            return [state[0] for state in states]
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        return [state[0][back] for state in states]
+            order, cu_seqlens = sorted_by_length(cu_seqlens, batch.num_tokens)
+            where = {"runs": attention.Runs(cu_seqlens)}
+            if order is not None:
+                inputs = {name: tensor[order] for name, tensor in inputs.items()}
+        states = self._call({name: tensor[None] for name, tensor in inputs.items()}, all_layers, **where)
+        if order is not None:
+            back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+            return [state[0][back[:num_tokens]] for state in states]
+        return [state[0] if len(state[0]) == num_tokens else state[0][:num_tokens] for state in states]
 
     def _run_padded(self, batch: Batch, all_layers: bool) -> list[Tensor]:
         cu_seqlens = batch.tensors["cu_seqlens"].long()
@@ -205,9 +247,11 @@ class Encoder(nn.Module):
         input_ids = inputs["input_ids"]
         if "position_ids" in self._takes:
             extra["position_ids"] = inputs["position_ids"] + self._position_offset
-        if "token_type_ids" in self._takes:
+        if self._has_token_types:
             # Said explicitly, since the model's own buffer of zeros is only as long as its longest row.
             extra["token_type_ids"] = torch.zeros_like(input_ids)
+        if "use_cache" in self._takes:
+            extra["use_cache"] = False
         output = self.base(input_ids=input_ids, output_hidden_states=all_layers, return_dict=True, **extra)
         return list(output.hidden_states) if all_layers else [output.last_hidden_state]
 
@@ -261,42 +305,6 @@ class Encoder(nn.Module):
         )
 
 
-class LanguageModelHead(nn.Module):
-    """The head of a Transformers masked language model by itself, (N, D) to (N, V).
-
-    Every family has its own layers between the encoder and the vocabulary. They are run by the model's own ``forward``, in which
-    the encoder is replaced by a stand-in that hands over the given vectors: one adapter for all families, and only the selected
-    tokens pay for the vocabulary.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Take the head off a masked language model, leaving a stand-in where its encoder was."""
-        super().__init__()
-        setattr(model, model.base_model_prefix, _Given())
-        self.model = model
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return logits (N, V)."""
-        logits: Tensor = self.model(inputs_embeds=hidden[None], return_dict=True).logits
-        return logits[0]
-
-    def save(self, folder: Path, base: PreTrainedModel) -> None:
-        """Write the whole masked language model."""
-        stand_in = getattr(self.model, self.model.base_model_prefix)
-        setattr(self.model, self.model.base_model_prefix, base)
-        try:
-            self.model.save_pretrained(folder)
-        finally:
-            setattr(self.model, self.model.base_model_prefix, stand_in)
-
-
-class _Given(nn.Module):
-    """Stands where a head's encoder was and returns the vectors the head is given."""
-
-    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=inputs_embeds)
-
-
 _INPUTS = ("input_ids", "position_ids")
 
 
@@ -318,15 +326,3 @@ def _dropouts(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         elif isinstance(getattr(part, "attention_dropout", None), float):
             # ModernBERT keeps the probability as a number and calls the functional form.
             yield part, "attention_dropout"
-
-
-def _sorted_by_length(cu_seqlens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-    # (T,) where each token of the sorted rows stands, and the sorted rows' boundaries.
-    starts = cu_seqlens[:-1].long()
-    lengths = cu_seqlens.diff().long()
-    rows = lengths.argsort(stable=True)
-    sorted_lengths = lengths[rows]
-    ends = sorted_lengths.cumsum(0)
-    shift = starts[rows] - (ends - sorted_lengths)
-    order = torch.arange(num_tokens, device=rows.device) + shift.repeat_interleave(sorted_lengths, output_size=num_tokens)
-    return order, torch.cat([ends.new_zeros(1), ends]).int()

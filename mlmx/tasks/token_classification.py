@@ -17,7 +17,8 @@ from mlmx.data.batch import Batch, BatchContext, Collator, packed_batch
 from mlmx.data.rows import TokenRows
 from mlmx.data.rows_from_text import IGNORED, WordRows
 from mlmx.errors import user_error
-from mlmx.models.encoder import Encoder, LanguageModelHead
+from mlmx.models.encoder import Encoder
+from mlmx.models.head import LanguageModelHead
 from mlmx.models.pooling import batches_by_length
 from mlmx.models.quiet import quiet_transformers
 from mlmx.objectives.objective import Objective, Output

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from mlmx.models import cross_entropy as chunked
-from mlmx.models.encoder import LanguageModelHead
+from mlmx.models.head import LanguageModelHead
 
 VOCAB_SIZE, WIDTH, PREDICTIONS = 64, 32, 23
 

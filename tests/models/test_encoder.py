@@ -14,6 +14,7 @@ from mlmx.models.pooling import batches_by_length, encode, pool, resolve_layer
 from tests.tiny import numbered_tokenizer
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "electra", "distilbert", "modernbert"]
+DECODERS = ["gpt2", "llama", "qwen2", "mistral"]
 IGNORANT = ["mpnet", "deberta-v2"]
 LENGTHS = [5, 60, 1, 13, 5, 30]
 
@@ -37,6 +38,10 @@ def config(family: str, **settings):
     }  # fmt: skip
     if family == "modernbert":
         sizes["local_attention"] = 16
+    if family in ("llama", "qwen2", "mistral"):
+        sizes["num_key_value_heads"] = 2
+    if family == "mistral":
+        sizes["sliding_window"] = 8
     if family == "electra":
         sizes["embedding_size"] = 16
     if family == "distilbert":
@@ -82,6 +87,23 @@ def test_equals_plain_transformers(family):
     assert model.packed == (family in FAMILIES)
     torch.testing.assert_close(model(batch), vectors, rtol=1e-5, atol=2e-6)
     torch.testing.assert_close(model.head(model(batch)), logits, rtol=1e-5, atol=2e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", DECODERS)
+def test_decoders_look_back_only_and_only_within_their_row(family):
+    # Three have fewer heads of keys than of queries, and Mistral has windows shorter than the rows.
+    torch.manual_seed(0)
+    plain = AutoModel.from_config(config(family), attn_implementation="eager").eval()
+    batch = batch_of()
+    rows = batch.tensors["input_ids"].split(batch.tensors["cu_seqlens"].diff().tolist())
+    expected = torch.cat([plain(row[None]).last_hidden_state[0] for row in rows])
+    model = Encoder(plain, tokenizer()).eval()
+    assert model.packed
+    torch.testing.assert_close(model(batch), expected, rtol=1e-5, atol=2e-6)
+    changed = batch_of()
+    changed.tensors["input_ids"][64] = 7  # the last token of the second row
+    assert torch.equal(model(changed)[:64], model(batch)[:64])
 
 
 @torch.no_grad()
