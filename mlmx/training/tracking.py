@@ -16,15 +16,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from mlmx.build import is_description
 from mlmx.stage import StageDir
 
 log = logging.getLogger(__name__)
 
-# How long a server that does not answer holds up a stage.
+# How long a server that does not answer holds up a stage: before it begins, and at its end.
+_REACH_SECONDS = 10.0
 _INIT_SECONDS = 30.0
+_FINISH_SECONDS = 120.0
 
 
 class Tracker:
@@ -164,10 +168,27 @@ def _start(settings: Mapping[str, Any], *, run_id: str, folder: Path, **run: Any
     if mode == "disabled":
         return Tracker()
     try:
+        if mode == "online" and (reason := _unreachable()) is not None:
+            log.warning(
+                "W&B cannot be reached (%s); what is for it is kept in %s, and `wandb sync` sends it", reason, folder / "wandb"
+            )
+            mode = "offline"
         return Tracker(_init(mode, settings, run_id, folder, run))
     except Exception as error:
         log.warning("W&B could not be started (%s: %s); the run goes on without it", type(error).__name__, error)
         return Tracker()
+
+
+def _unreachable() -> str | None:
+    """Return why the server cannot be reached, or None if it answers, whatever it answers."""
+    server = _server()
+    try:
+        urlopen(server, timeout=_REACH_SECONDS).close()  # noqa: S310 - the server is the user's own choice
+    except HTTPError:
+        return None
+    except OSError as error:
+        return f"{server}: {error}"
+    return None
 
 
 def _init(mode: Any, settings: Mapping[str, Any], run_id: str, folder: Path, arguments: Mapping[str, Any]) -> Any:
@@ -182,7 +203,14 @@ def _init(mode: Any, settings: Mapping[str, Any], run_id: str, folder: Path, arg
         dir=folder,
         mode=mode,
         settings=wandb.Settings(
-            silent=True, console="off", init_timeout=_INIT_SECONDS, save_code=False, disable_git=True, x_disable_stats=True
+            silent=True,
+            console="off",
+            init_timeout=_INIT_SECONDS,
+            finish_timeout=_FINISH_SECONDS,
+            finish_timeout_raises=True,
+            save_code=False,
+            disable_git=True,
+            x_disable_stats=True,
         ),
         **arguments,
     )
@@ -206,11 +234,14 @@ def _has_key() -> bool:
         known = netrc.netrc(os.environ.get("NETRC")).hosts
     except (OSError, netrc.NetrcParseError):
         return False
+    # The default server has had more than one name.
+    return "api.wandb.ai" in known or urlsplit(_server()).hostname in known
+
+
+def _server() -> str:
     import wandb
 
-    # The default server has had more than one name.
-    server = os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url
-    return "api.wandb.ai" in known or urlsplit(server).hostname in known
+    return str(wandb.setup().settings.base_url)  # which knows the environment and W&B's own settings files
 
 
 def _lineage(stage: StageDir) -> StageDir:

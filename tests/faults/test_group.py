@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -52,9 +53,8 @@ def in_the_midst(outputs):
 def worker_of(outputs, rank):
     """Return the pid of the worker of that rank."""
     for pid, _ in registered_workers(stage(outputs, "pretrain")):
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            if f"RANK={rank}".encode() in file.read().split(b"\0"):
-                return pid
+        if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            return pid
     raise AssertionError(f"no worker of rank {rank}")
 
 
