@@ -14,6 +14,7 @@ from mlmx.data.microworld.judgements import (
     paraphrase_examples,
     similarity_examples,
 )
+from mlmx.data.microworld.retrieval import Query, retrieval_collection
 from mlmx.data.microworld.tasks import bitext_pairs, sentiment_examples
 from mlmx.data.microworld.world import World
 
@@ -25,6 +26,7 @@ __all__ = [
     "Event",
     "MicroworldCorpus",
     "Participant",
+    "Query",
     "Rendering",
     "Word",
     "World",
@@ -35,6 +37,7 @@ __all__ = [
     "paraphrase_examples",
     "render",
     "render_mixed",
+    "retrieval_collection",
     "sentiment_examples",
     "similarity_examples",
 ]

@@ -1,0 +1,131 @@
+"""What contrastive objectives share: embeddings of a batch whose size neither memory nor the number of processes limits.
+
+Each row is compared with those of all processes, and the activations of a few rows at a time are held. Both are exact: losses and
+gradients are those of one process that holds the whole batch at once.
+"""
+
+# S rows of a batch, N rows of this process, M rows of all processes, D width
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mlmx.data.batch import Batch
+from mlmx.data.plan import partition
+from mlmx.models.encoder import Encoder
+from mlmx.models.pooling import Pooling, pool
+
+
+def embed_rows(encoder: Encoder, batch: Batch, *, pooling: Pooling, chunk_tokens: int | None) -> Tensor:
+    """Return the pooled vectors of a batch's rows, (S, D) float32.
+
+    Source: gradient caching (Gao et al., arXiv 2101.06983). Where the batch has more than ``chunk_tokens`` tokens, it is cut into
+    chunks; their activations are not kept but computed again in the backward pass, one chunk at a time, with the same dropout. So
+    memory grows with the chunk, and not with the batch.
+
+    Args:
+        encoder: the encoder.
+        batch: the rows.
+        pooling: see ``mlmx.models.pooling.pool``.
+        chunk_tokens: tokens of a chunk at most, but for a longer row; None: the batch is one chunk.
+    """
+    lengths = batch.tensors["cu_seqlens"].diff().tolist()
+    num_chunks = 1
+    if chunk_tokens is not None:
+        # The same for all processes, since they wait for each other inside an encoder whose weights are divided among them.
+        needed, num_rows = -(-sum(lengths) // chunk_tokens), len(lengths)
+        device = batch.tensors["cu_seqlens"].device
+        num_chunks = min(max(_everyones(needed, device)), min(_everyones(num_rows, device)))
+    if num_chunks == 1:
+        return _embed(encoder, batch, pooling)
+    chunks = [part for (part,) in partition(lengths, num_chunks)]
+    embeddings = torch.cat(
+        [checkpoint(_embed, encoder, _rows_of(batch, torch.from_numpy(chunk)), pooling, use_reentrant=False) for chunk in chunks]
+    )
+    order = torch.cat([torch.from_numpy(chunk) for chunk in chunks]).argsort()
+    return embeddings[order.to(embeddings.device)]
+
+
+def gather_rows(rows_ND: Tensor) -> tuple[Tensor, int]:
+    """Return the rows of all processes, (M, D), in the order of their ranks, and which of them is the first of this process.
+
+    The gradient of a process' rows is summed over the processes that made use of them, as is right where each process' loss is a
+    part of one sum. Processes may have different numbers of rows, none included; every process makes this call.
+    """
+    sizes = _everyones(len(rows_ND), rows_ND.device)
+    if len(sizes) == 1:
+        return rows_ND, 0
+    gathered: Tensor = _Gather.apply(rows_ND, sizes)  # type: ignore[no-untyped-call]
+    return gathered, sum(sizes[: dist.get_rank()])
+
+
+def contrastive_loss(
+    queries_ND: Tensor, candidates_MD: Tensor, targets_N: Tensor, *, temperature: float, left_out_NM: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy, in nats, of choosing each query's target among all candidates, and how many are right.
+
+    Source: InfoNCE (van den Oord et al., arXiv 1807.03748, equation 4), with similarities in float32.
+
+    Args:
+        queries_ND: (N, D).
+        candidates_MD: (M, D).
+        targets_N: (N,) the candidate that belongs to each query.
+        temperature: similarities are divided by it.
+        left_out_NM: (N, M) True where a candidate is no negative of a query; its target never is.
+    """
+    with torch.autocast(queries_ND.device.type, enabled=False):
+        logits_NM = queries_ND.float() @ candidates_MD.float().T / temperature
+    if left_out_NM is not None:
+        logits_NM = logits_NM.masked_fill(left_out_NM, -torch.inf)
+    loss = F.cross_entropy(logits_NM, targets_N, reduction="sum")
+    return loss, (logits_NM.argmax(dim=1) == targets_N).sum()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_ND: Tensor, sizes: list[int]) -> Tensor:
+        first = sum(sizes[: dist.get_rank()])
+        ctx.own = slice(first, first + len(rows_ND))
+        # All ranks send equally much, so the rows are filled up to the largest number of them.
+        padded = F.pad(rows_ND, (0, 0, 0, max(sizes) - len(rows_ND)))
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient_MD = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient_MD)
+        return gradient_MD[ctx.own], None
+
+
+def _embed(encoder: Encoder, batch: Batch, pooling: Pooling) -> Tensor:
+    return pool(encoder(batch).float(), batch.tensors["cu_seqlens"], pooling)
+
+
+def _rows_of(batch: Batch, rows: Tensor) -> Batch:
+    # Only what an encoder reads of a batch.
+    cu_seqlens = batch.tensors["cu_seqlens"].cpu().long()
+    lengths = cu_seqlens.diff()[rows]
+    ends = lengths.cumsum(0)
+    tokens = torch.arange(int(ends[-1])) + (cu_seqlens[:-1][rows] - ends + lengths).repeat_interleave(lengths)
+    device = batch.tensors["cu_seqlens"].device
+    tensors = {name: batch.tensors[name][tokens.to(device)] for name in ("input_ids", "position_ids")}
+    tensors["cu_seqlens"] = F.pad(ends, (1, 0)).int().to(device)
+    return replace(batch, tensors=tensors, keys=batch.keys[rows.to(device)], max_seqlen=int(lengths.max()))
+
+
+def _everyones(number: int, device: torch.device) -> list[int]:
+    # Every process' number, in the order of ranks.
+    if not dist.is_available() or not dist.is_initialized():
+        return [number]
+    numbers = [torch.empty(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(numbers, torch.tensor([number], device=device))
+    return [int(each) for each in numbers]

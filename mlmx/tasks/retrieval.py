@@ -1,0 +1,167 @@
+"""Retrieval: finding the documents that answer a query, by their embeddings."""
+
+# Q queries, N documents, D width
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlmx.build import Positive
+from mlmx.models.encoder import Encoder
+from mlmx.models.pooling import Pooling, encode, resolve_layer
+from mlmx.objectives.objective import Objective
+from mlmx.stage import canonical_json
+from mlmx.tasks.bi_encoder import Similarity
+from mlmx.tasks.bm25 import BM25
+from mlmx.tasks.retrieval_data import Collection, RetrievalData
+from mlmx.tasks.retrieval_scores import DEPTH, METRICS, Ranking, query_scores, rankings, write_run
+from mlmx.tasks.search import Neighbours, nearest, normalised
+from mlmx.tasks.task import Evaluation, Score, Task
+from mlmx.tasks.texts import text_rows
+
+# Documents tokenised at a time: their tokens and embeddings are in memory, those of the others on disk.
+_CHUNK_DOCUMENTS = 50_000
+_LISTED_DOCUMENTS = 10  # of a ranking, in a prediction
+
+
+class Retrieval(Task):
+    """Retrieval as BEIR measures it: nDCG@10, MRR@10, Recall@100, Recall@1000 and MAP of exact search over embeddings.
+
+    Values are those of trec_eval, by ``ir_measures``: means over all queries, where a query without results has 0. Beside them
+    stand those of BM25 on the same data, ``bm25_ndcg_at_10`` and so on.
+
+    In its stage's directory an evaluation leaves the rankings in TREC's format, ``run.<split>.trec`` and ``bm25.<split>.trec``, and
+    the embeddings of the documents, ``index/<content>.npy``, named by the hash of all that they depend on: an evaluation that was
+    interrupted, and further splits over the same documents, use them again.
+
+    Args:
+        name: the task's name.
+        data: the documents, the queries and what answers them.
+        splits: the splits to judge.
+        layer: the layer whose states are pooled: 0 the embeddings, ``last`` or a number up to the number of layers, negative
+            from the end.
+        pooling: how states become a text's embedding.
+        similarity: ``cosine`` or ``dot``, the inner product.
+        query_prefix: is put before each query, such as ``"query: "``.
+        document_prefix: is put before each document, such as ``"passage: "``.
+        ignore_identical_ids: leave out the document that is called as the query is, as ArguAna and Quora need it.
+        bm25: the ranking by words that is judged beside the encoder; None for none.
+        max_length: tokens of a text, special ones included; longer ones are cut, and the cut pieces reported.
+        batch_tokens: tokens per forward.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        data: RetrievalData,
+        splits: tuple[str, ...],
+        layer: int | Literal["last"],
+        pooling: Pooling,
+        similarity: Similarity,
+        query_prefix: str,
+        document_prefix: str,
+        ignore_identical_ids: bool,
+        bm25: BM25 | None,
+        max_length: Positive,
+        batch_tokens: Positive,
+    ) -> None:
+        self.name = name
+        self.data = data
+        self.splits = splits
+        self.layer: int | Literal["last"] = layer
+        self.pooling: Pooling = pooling
+        self.similarity: Similarity = similarity
+        self.query_prefix = query_prefix
+        self.document_prefix = document_prefix
+        self.ignore_identical_ids = ignore_identical_ids
+        self.bm25 = bm25
+        self.max_length = max_length
+        self.batch_tokens = batch_tokens
+
+    def evaluate(self, model: Encoder | Objective) -> Evaluation:
+        encoder = model.encoder if isinstance(model, Objective) else model
+        scores: list[Score] = []
+        predictions: list[dict[str, Any]] = []
+        for split in self.splits:
+            collection = self.data.load(split)
+            # One more than is ranked, in place of the one that is called as the query is.
+            ranked, values = self._judged(collection, self._search(encoder, collection, DEPTH + 1), "run")
+            if self.bm25 is not None:
+                found = self.bm25.search(collection.queries, collection.documents, DEPTH + 1)
+                for query, of_query in self._judged(collection, found, "bm25", least_score=0.0)[1].items():
+                    values[query] |= {f"bm25_{metric}": value for metric, value in of_query.items()}
+            scores += self._scores(values, split)
+            predictions += [
+                {"id": query, "split": split, "documents": list(ranked[query])[:_LISTED_DOCUMENTS], "metrics": of_query}
+                for query, of_query in values.items()
+            ]
+        return Evaluation(scores=scores, predictions=predictions)
+
+    def _judged(
+        self, collection: Collection, found: Neighbours, name: str, *, least_score: float | None = None
+    ) -> tuple[dict[str, Ranking], dict[str, dict[str, float]]]:
+        # Query id -> ranking, and query id -> metric -> value.
+        ranked = rankings(collection, found, ignore_identical_ids=self.ignore_identical_ids, least_score=least_score)
+        if self.folder is not None:
+            write_run(self.folder / f"{name}.{collection.split}.trec", ranked, name)
+        return ranked, query_scores(collection.judged, ranked)
+
+    def _scores(self, values: dict[str, dict[str, float]], split: str) -> list[Score]:
+        metrics = [*METRICS, *(f"bm25_{metric}" for metric in METRICS if self.bm25 is not None)]
+        return [
+            Score(
+                task=self.name,
+                split=split,
+                metric=metric,
+                value=float(np.mean([of_query[metric] for of_query in values.values()])),
+                num_examples=len(values),
+                higher_is_better=True,
+            )
+            for metric in metrics
+        ]
+
+    def _search(self, encoder: Encoder, collection: Collection, num_results: int) -> Neighbours:
+        queries = self._embeddings(encoder, collection.queries, self.query_prefix, "queries")
+        documents = self._index(encoder, collection.documents)
+        return nearest(queries, documents, num_results, device=encoder.base.device)
+
+    def _index(self, encoder: Encoder, documents: Sequence[str]) -> NDArray[np.float32]:
+        if self.folder is None:
+            return self._embeddings(encoder, documents, self.document_prefix, "documents")
+        path = self.folder / "index" / f"{self._content_of(encoder, documents)}.npy"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            partial = path.with_suffix(".partial")
+            shape = (len(documents), encoder.hidden_size)
+            index = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+            for start in range(0, len(documents), _CHUNK_DOCUMENTS):
+                some = slice(start, start + _CHUNK_DOCUMENTS)
+                index[some] = self._embeddings(encoder, documents[some], self.document_prefix, "documents")
+            index.flush()
+            partial.replace(path)
+        mapped: NDArray[np.float32] = np.load(path, mmap_mode="r")
+        return mapped
+
+    def _embeddings(self, encoder: Encoder, texts: Sequence[str], prefix: str, what: str) -> NDArray[np.float32]:
+        layer = resolve_layer(self.layer, encoder.num_layers, where=f"task.{self.name}.layer")
+        rows = text_rows(encoder, [prefix + text for text in texts], max_length=self.max_length, task=self.name, what=what)
+        vectors = encode(encoder, rows, layer=layer, pooling=self.pooling, batch_tokens=self.batch_tokens)
+        return normalised(vectors) if self.similarity == "cosine" else vectors
+
+    def _content_of(self, encoder: Encoder, documents: Sequence[str]) -> str:
+        # Of all that the embeddings depend on; which GPU made them is not known, nor is it in any fingerprint.
+        content = hashlib.sha256()
+        for tensor in encoder.base.state_dict().values():
+            content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        content.update(encoder.tokenizer.backend_tokenizer.to_str().encode())
+        settings = [self.layer, self.pooling, self.similarity, self.document_prefix, self.max_length]
+        content.update(canonical_json([settings, len(documents)]).encode())
+        for document in documents:
+            content.update(f"{len(document)}:{document}".encode())
+        return content.hexdigest()[:16]
