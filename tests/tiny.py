@@ -47,6 +47,8 @@ TRAINER: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "dropout": 0.0,
     "precision": "float32",
+    "compile": False,
+    "activation_checkpointing": False,
     "on_nonfinite": "stop",
     "log_every_steps": 1,
     "validation_rows": 0,

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from mlmx.data.positions import longest_row, position_offset
 from mlmx.data.vocabulary import Vocabulary
 from mlmx.errors import user_error
 from mlmx.models import attention
+from mlmx.models.dropout import dropout_of, set_dropout
 from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights
 from mlmx.models.head import LanguageModelHead
 from mlmx.models.packing import filled_up, sorted_by_length
@@ -90,6 +90,28 @@ class Encoder(nn.Module):
         """Return the vectors of every layer, ``num_layers + 1`` tensors (T, D); the first are the embeddings."""
         return self._run(batch, all_layers=True)
 
+    def states_at(self, batch: Batch, layer: int) -> Tensor:
+        """Return the vectors of one layer, (T, D); layers above it do not run.
+
+        Args:
+            batch: the batch.
+            layer: an index into ``hidden_states``.
+        """
+        if layer == self.num_layers:
+            return self(batch)  # type: ignore[no-any-return]
+        if self.layers is None:
+            return self.hidden_states(batch)[layer]
+
+        def leave(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            raise _Reached(args[0] if args else kwargs["hidden_states"])
+
+        # What a layer hands on is what the next one is given.
+        hook = self.layers[layer].register_forward_pre_hook(leave, with_kwargs=True)
+        try:
+            return self._run(batch, all_layers=False)[0]
+        finally:
+            hook.remove()
+
     @cached_property
     def layers(self) -> nn.ModuleList | None:
         """The model's layers, the first one next to the embeddings; None where its structure does not show them."""
@@ -119,6 +141,12 @@ class Encoder(nn.Module):
                 outside = self.num_layers + 1
             depths[parameter] = 0 if parameter in embeddings else layer_of.get(parameter, outside)
         return depths
+
+    def num_positions(self, batch: Batch) -> int:
+        """Return for how many positions the model computes: tokens, and what fills them up or pads them."""
+        if not self.packed:
+            return batch.num_rows * batch.max_seqlen
+        return batch.num_tokens + (-batch.num_tokens % self._token_multiple if self._token_multiple is not None else 0)
 
     def flops(self, batch: Batch) -> int:
         """Return the FLOPs of a forward and a backward pass, see ``mlmx.models.flops``; 0 where ``layers`` is None."""
@@ -252,7 +280,10 @@ class Encoder(nn.Module):
             extra["token_type_ids"] = torch.zeros_like(input_ids)
         if "use_cache" in self._takes:
             extra["use_cache"] = False
-        output = self.base(input_ids=input_ids, output_hidden_states=all_layers, return_dict=True, **extra)
+        try:
+            output = self.base(input_ids=input_ids, output_hidden_states=all_layers, return_dict=True, **extra)
+        except _Reached as reached:
+            return [reached.states]
         return list(output.hidden_states) if all_layers else [output.last_hidden_state]
 
     def _kernel_serves(self, batch: Batch) -> bool:
@@ -305,24 +336,12 @@ class Encoder(nn.Module):
         )
 
 
+class _Reached(Exception):  # noqa: N818 - no error: what was asked for is there, and the rest need not run
+    """Leaves a model in the middle, with the vectors that stand there."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
 _INPUTS = ("input_ids", "position_ids")
-
-
-def set_dropout(module: nn.Module, probability: float) -> None:
-    """Set the probability of every dropout in a module, those inside attention included."""
-    for part, name in _dropouts(module):
-        setattr(part, name, probability)
-
-
-def dropout_of(module: nn.Module) -> float:
-    """Return the largest probability of any dropout in a module."""
-    return max((float(getattr(part, name)) for part, name in _dropouts(module)), default=0.0)
-
-
-def _dropouts(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    for part in module.modules():
-        if isinstance(part, nn.Dropout):
-            yield part, "p"
-        elif isinstance(getattr(part, "attention_dropout", None), float):
-            # ModernBERT keeps the probability as a number and calls the functional form.
-            yield part, "attention_dropout"

@@ -57,7 +57,7 @@ class _Taken:
     # A step whose numbers are on their way from the device.
     spent: Spent
     learning_rate: float
-    counts: dict[str, float]
+    work: Work
     names: list[str]
     values: Tensor  # 0 or 1: not finite; the gradient's norm; what `names` says
     copied: torch.cuda.Event | None
@@ -206,7 +206,7 @@ class Loop:
         set_learning_rate(self.optimizer, learning_rate)
         step_unless(bad, self.optimizer, norm=norm, max_norm=self.settings.max_grad_norm)
         # 5. Numbers are read when they have come: where a GPU works on this step, those of the step before.
-        taken = self._taken(learning_rate, work.counts, names, torch.cat([torch.stack([bad.double(), norm.double()]), sums]))
+        taken = self._taken(learning_rate, work, names, torch.cat([torch.stack([bad.double(), norm.double()]), sums]))
         self._read()
         self._unread = taken
         self.objective.after_step(before.steps)
@@ -263,14 +263,14 @@ class Loop:
         on = self.settings.precision == "bfloat16"
         return torch.autocast(self.processes.device.type, torch.bfloat16) if on else nullcontext()
 
-    def _taken(self, learning_rate: float, counts: dict[str, float], names: list[str], values: Tensor) -> _Taken:
+    def _taken(self, learning_rate: float, work: Work, names: list[str], values: Tensor) -> _Taken:
         step, copied = self.spent.steps, None
         if self.processes.device.type == "cuda":
             values = values.to("cpu", non_blocking=True)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
         logged = step == 1 or step % self.settings.log_every_steps == 0 or self.budget.is_spent(self.spent)
-        return _Taken(self.spent, learning_rate, counts, names, values, copied, logged)
+        return _Taken(self.spent, learning_rate, work, names, values, copied, logged)
 
     def _read(self, validation: Mapping[str, float] | None = None) -> None:
         # Looks at the numbers of the last step that nobody has looked at yet.
@@ -288,9 +288,10 @@ class Loop:
         if (taken.logged or validation) and self.processes.is_main:
             record = {
                 "loss": totals["loss"],
-                **means_of(totals, taken.counts),
+                **means_of(totals, taken.work.counts),
                 "learning_rate": taken.learning_rate,
                 "grad_norm": norm,
+                "packing_efficiency": round(taken.work.tokens / taken.work.positions, 4),
                 "skipped_steps": self.skipped_steps,
                 "epoch": self.plan.epoch_of(taken.spent.steps - 1),
                 **{f"validation/{name}": value for name, value in (validation or {}).items()},

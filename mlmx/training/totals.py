@@ -20,11 +20,13 @@ class Work:
     Attributes:
         counts: term -> number of predictions.
         tokens: tokens that go through the model.
+        positions: for how many the encoder computes, filling and padding included.
         flops: model FLOPs; 0 where they are not known.
     """
 
     counts: dict[str, float]
     tokens: int
+    positions: int
     flops: int
 
     @classmethod
@@ -33,13 +35,23 @@ class Work:
         counted = [batch for batch in batches if batch.counted]
         # A name without predictions is still a name.
         counts = dict.fromkeys(batches[0].counts if batches else (), 0.0) | add_up(batch.counts for batch in counted)
-        return cls(counts, sum(batch.num_tokens for batch in counted), sum(objective.flops(batch) for batch in counted))
+        return cls(
+            counts,
+            tokens=sum(batch.num_tokens for batch in counted),
+            positions=sum(objective.encoder.num_positions(batch) for batch in counted),
+            flops=sum(objective.flops(batch) for batch in counted),
+        )
 
     @classmethod
     def total(cls, works: Iterable[Work]) -> Work:
         """Return the work of all ranks."""
         works = list(works)
-        return cls(add_up(work.counts for work in works), sum(work.tokens for work in works), sum(work.flops for work in works))
+        return cls(
+            add_up(work.counts for work in works),
+            tokens=sum(work.tokens for work in works),
+            positions=sum(work.positions for work in works),
+            flops=sum(work.flops for work in works),
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

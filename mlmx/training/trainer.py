@@ -6,6 +6,7 @@ sums of losses, and the trainer divides them by counts that were totalled before
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
@@ -18,7 +19,8 @@ from mlmx.build import NonNegative, NonNegativeFloat, Positive, PositiveFloat, R
 from mlmx.data.plan import BatchPlan
 from mlmx.data.rows import RowDataset
 from mlmx.errors import Problem, UserError, user_error
-from mlmx.models.encoder import Encoder, set_dropout
+from mlmx.models.dropout import set_dropout
+from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective
 from mlmx.stage import StageDir
 from mlmx.training.budget import Budget
@@ -70,6 +72,8 @@ class Trainer:
         max_grad_norm: PositiveFloat | None,
         dropout: Ratio | None,
         precision: Literal["float32", "bfloat16"],
+        compile: bool,  # noqa: A002 - its name everywhere
+        activation_checkpointing: bool,
         on_nonfinite: Literal["stop", "skip"],
         log_every_steps: Positive,
         validation_rows: NonNegative,
@@ -115,6 +119,8 @@ class Trainer:
             max_grad_norm: gradients are scaled down to this norm; null: never.
             dropout: every dropout of the objective; null: as the model has it.
             precision: of the forward pass; weights and optimiser are float32.
+            compile: whether layers are compiled, see ``mlmx.models.encoder.Encoder.compile_layers``; for long trainings on a GPU.
+            activation_checkpointing: whether layers run again in the backward pass, which saves memory and costs a third more time.
             on_nonfinite: what a step is for whose loss or gradient is not finite: ``stop`` ends the training before it and saves
                 its batch; ``skip`` leaves weights and optimiser as they are, counts it and goes on.
             log_every_steps: steps between lines of ``metrics.jsonl``.
@@ -170,6 +176,7 @@ class Trainer:
         self.layer_decay, self.optimizer = layer_decay, optimizer
         self.weight_decay, self.betas, self.eps, self.max_grad_norm = weight_decay, betas, eps, max_grad_norm
         self.dropout, self.precision = dropout, precision
+        self.compile, self.activation_checkpointing = compile, activation_checkpointing
         self.on_nonfinite = on_nonfinite
         self.validation_rows, self.validate_every_steps, self.export = validation_rows, validate_every_steps, export
         self.log_every_steps, self.num_workers = log_every_steps, num_workers
@@ -245,6 +252,11 @@ class Trainer:
         if self.dropout is not None:
             set_dropout(objective, self.dropout)
         encoders = [part for part in objective.modules() if isinstance(part, Encoder)]
+        for encoder in encoders:
+            if self.compile:
+                encoder.compile_layers(token_multiple=self._full_micro_batch(rows, processes.size))
+            if self.activation_checkpointing:
+                encoder.checkpoint_layers()
         processes.place(objective.train(), [layer for encoder in encoders for layer in encoder.layers or ()])
         return Loop(
             settings=self,
@@ -270,6 +282,13 @@ class Trainer:
             processes=processes,
             watch=Stopwatch(processes.device, enabled=processes.is_main),
         )
+
+    def _full_micro_batch(self, rows: RowDataset, num_processes: int) -> int:
+        # Tokens of a micro-batch as a rule, and a little more, so that most of them are filled up to this very number.
+        of_batch = self.batch_tokens or (self.batch_examples or 1) * float(rows.lengths.mean())
+        share = of_batch / num_processes
+        number = math.ceil(share / self.micro_batch_tokens) if self.micro_batch_tokens else 1
+        return 64 * math.ceil(1.01 * share / number / 64)
 
     def _scales(self, encoder: Encoder) -> dict[nn.Parameter, float]:
         if self.layer_decay is None:

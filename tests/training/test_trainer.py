@@ -81,6 +81,22 @@ def test_padded_rows_train_like_packed_ones(tmp_path):
     assert losses(tmp_path / "padded") == pytest.approx(losses(tmp_path / "packed"), rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
+@pytest.mark.parametrize(("setting", "dropout"), [("activation_checkpointing", 0.1), ("compile", 0.0)])
+def test_how_layers_are_run_changes_nothing(tmp_path, setting, dropout, monkeypatch):
+    # The compiler itself takes long; that what it makes is right is for tests of the encoder.
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *given, **settings: compiled(*given, **{**settings, "backend": "eager"}))
+    plain, _ = train(tmp_path / "plain", dropout=dropout)
+    other, _ = train(tmp_path / "other", dropout=dropout, **{setting: True})
+    assert losses(tmp_path / "other") == pytest.approx(losses(tmp_path / "plain"), rel=1e-6)
+    assert plain.state_dict().keys() == other.state_dict().keys()
+    efficiency = [line["packing_efficiency"] for line in metrics(tmp_path / "other")]
+    assert all(part < 1 for part in efficiency) == (setting == "compile")
+    if setting == "activation_checkpointing":
+        assert efficiency == [1.0] * 12
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 def test_workers_change_nothing(tmp_path):
     none, _ = train(tmp_path / "none")
