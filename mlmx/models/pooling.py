@@ -16,6 +16,9 @@ from mlmx.data.rows import RowDataset
 from mlmx.errors import user_error
 from mlmx.models.encoder import Encoder
 
+# What a layer of width 384 makes of so many tokens, 12 MiB between its two large linear layers, stays in the cache of a CPU.
+_CPU_BATCH_TOKENS = 2048
+
 Pooling = Literal["mean", "cls", "max"]
 
 
@@ -67,7 +70,7 @@ def encode(encoder: Encoder, rows: RowDataset, *, layer: int, pooling: Pooling, 
         rows: the rows.
         layer: an index into ``hidden_states``, as ``resolve_layer`` gives it.
         pooling: see ``pool``.
-        batch_tokens: most tokens per batch; a longer row runs alone.
+        batch_tokens: most tokens per batch, on a CPU no more than fit its cache; a longer row runs alone.
 
     Returns:
         (N, D) float32.
@@ -75,11 +78,13 @@ def encode(encoder: Encoder, rows: RowDataset, *, layer: int, pooling: Pooling, 
     training = encoder.training
     encoder.eval()
     device = encoder.base.device
+    if device.type == "cpu":
+        batch_tokens = min(batch_tokens, _CPU_BATCH_TOKENS)
     vectors = np.empty((len(rows), encoder.hidden_size), np.float32)
     for indices in batches_by_length(rows.lengths, batch_tokens):
         taken = rows.take(indices)
         batch = packed_batch(taken, BatchContext(keys=np.zeros(len(indices), np.int64)), counts={}).to(device)
-        states = encoder(batch) if layer == encoder.num_layers else encoder.hidden_states(batch)[layer]
+        states = encoder.states_at(batch, layer)
         vectors[indices] = pool(states.float(), batch.tensors["cu_seqlens"], pooling).cpu().numpy()
     encoder.train(training)
     return vectors

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from mlmx.data.batch import Batch, BatchContext, Collator, packed_batch
 from mlmx.data.rows import RowDataset, TokenRows
-from mlmx.models.encoder import Encoder, dropout_of
+from mlmx.models.dropout import dropout_of
+from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import batches_by_length, pool
 from mlmx.objectives.objective import Objective, Output
 

@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from mlmx.data.batch import Batch
 from mlmx.errors import UserError
-from mlmx.models.encoder import Encoder, dropout_of
+from mlmx.models.dropout import dropout_of
+from mlmx.models.encoder import Encoder
 from mlmx.models.load import Scratch, load_encoder
 from mlmx.models.pooling import batches_by_length, encode, pool, resolve_layer
 from tests.tiny import numbered_tokenizer
@@ -119,6 +120,19 @@ def test_packed_equals_padded(family):
     for a, b in zip(packed, padded, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
     torch.testing.assert_close(packed[-1], model(batch), rtol=1e-5, atol=2e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES + IGNORANT)
+def test_one_layer_alone(family):
+    model, batch = encoder(family), batch_of()
+    ran: list[int] = []
+    for number, layer in enumerate(model.layers, start=1):
+        layer.register_forward_hook(lambda *_, number=number: ran.append(number))
+    for layer, states in enumerate(model.hidden_states(batch)):
+        ran.clear()
+        assert torch.equal(model.states_at(batch, layer), states)
+        assert ran == list(range(1, layer + 1))
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
@@ -295,7 +309,7 @@ class FakeRows:
         return ends - self.lengths, ends
 
 
-@pytest.mark.parametrize("layer", [0, 2, -1])
+@pytest.mark.parametrize("layer", [0, 2, 3])
 def test_encode_keeps_the_order_of_rows(layer):
     model, batch = encoder("bert"), batch_of()
     vectors = encode(model, FakeRows(), layer=layer, pooling="mean", batch_tokens=20)
