@@ -156,7 +156,8 @@ def gpu_lease(
     if device == "cpu":
         yield {"CUDA_VISIBLE_DEVICES": ""}
         return
-    visible = visible_gpus() if gpus is None else list(gpus)
+    installed = _installed() if gpus is None else []
+    visible = visible_gpus(num_installed=len(installed)) if gpus is None else list(gpus)
     check_device(device, num_gpus, visible)
     if not visible:
         yield {}
@@ -165,7 +166,7 @@ def gpu_lease(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as held:
         told = False
-        while (taken := _take(visible, num_gpus, folder, held)) is None:
+        while (taken := _take(visible, installed, num_gpus, folder, held)) is None:
             if not told:
                 say(f"waits for {num_gpus} free of {len(visible)} GPUs")
                 told = True
@@ -173,12 +174,14 @@ def gpu_lease(
         yield {"CUDA_VISIBLE_DEVICES": ",".join(taken), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def _take(gpus: Sequence[str], num_gpus: int, folder: Path, held: ExitStack) -> list[str] | None:
+def _take(gpus: Sequence[str], identities: Sequence[str], num_gpus: int, folder: Path, held: ExitStack) -> list[str] | None:
     """Lock that many GPUs or none: two stages that each held a part would wait for each other forever."""
     with ExitStack() as tried:
         taken: list[str] = []
         for gpu in gpus:
-            file = tried.enter_context((folder / f"{gpu.replace('/', '_')}.lock").open("a+"))
+            # On a cluster each job counts the GPUs it was given from 0, so that a number says nothing to other jobs.
+            identity = identities[int(gpu)] if gpu.isdigit() and int(gpu) < len(identities) else gpu
+            file = tried.enter_context((folder / f"{identity.replace('/', '_')}.lock").open("a+"))
             if try_lock(file):
                 taken.append(gpu)
             if len(taken) == num_gpus:
@@ -216,7 +219,7 @@ def visible_gpus(environment: Mapping[str, str] | None = None, num_installed: in
     allowed = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
     if allowed is not None and not allowed.strip():
         return []
-    installed = [str(i) for i in range(_num_installed() if num_installed is None else num_installed)]
+    installed = [str(i) for i in range(len(_installed()) if num_installed is None else num_installed)]
     if allowed is None or not installed:
         return installed
     names: list[str] = []
@@ -228,12 +231,13 @@ def visible_gpus(environment: Mapping[str, str] | None = None, num_installed: in
     return names
 
 
-def _num_installed() -> int:
+def _installed() -> list[str]:
+    """Return the UUIDs of the GPUs that this process can see, in the order of their numbers."""
     if shutil.which("nvidia-smi") is None:
-        return 0
-    command: list[Any] = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        return []
+    command: list[Any] = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return len(answer.stdout.split()) if answer.returncode == 0 else 0
+        return []
+    return answer.stdout.split() if answer.returncode == 0 else []

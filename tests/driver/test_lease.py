@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from mlmx.driver import lease as lease_module
 from mlmx.driver.lease import gpu_lease, visible_gpus
 from mlmx.errors import UserError
 
@@ -40,6 +41,17 @@ def test_a_stage_waits_for_gpus_and_holds_none_meanwhile(tmp_path):
         assert two["CUDA_VISIBLE_DEVICES"] == "0,1"
     other.join()
     assert told == ["waits for 2 free of 3 GPUs"]
+
+
+def test_gpus_of_different_jobs_on_one_node_are_told_apart(tmp_path, monkeypatch):
+    # Both jobs of a cluster call theirs number 0.
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(lease_module, "_installed", lambda: ["GPU-a"])
+    with gpu_lease(1, "auto", pytest.fail, folder=tmp_path) as first:
+        monkeypatch.setattr(lease_module, "_installed", lambda: ["GPU-b"])
+        with gpu_lease(1, "auto", pytest.fail, folder=tmp_path) as second:
+            assert first["CUDA_VISIBLE_DEVICES"] == second["CUDA_VISIBLE_DEVICES"] == "0"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["GPU-a.lock", "GPU-b.lock"]
 
 
 def test_without_gpus(tmp_path):
