@@ -42,6 +42,7 @@ class Parallel(BaseModel):
     num_threads: Positive | None
     max_restarts: NonNegative
     timeout_seconds: Positive
+    time_limit_minutes: PositiveFloat | None
     peak_flops: PositiveFloat | None
 
 

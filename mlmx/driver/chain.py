@@ -13,6 +13,7 @@ from mlmx.driver.directories import place
 from mlmx.driver.plan import plan
 from mlmx.driver.preview import preview
 from mlmx.driver.say import say
+from mlmx.driver.signals import time_limit
 from mlmx.driver.stages import advice, stages_of
 from mlmx.driver.storage import told_if_full
 from mlmx.driver.summary import Summary
@@ -60,7 +61,8 @@ def run(
             say(f"warning: {line}")
         summary = Summary(run_dir, config, overrides)
         try:
-            num_run = execute.run_stages(placed, fresh=fresh, worker=worker, done=summary.add)
+            with time_limit(config["parallel"]["time_limit_minutes"]):
+                num_run = execute.run_stages(placed, fresh=fresh, worker=worker, done=summary.add)
         except BaseException as error:
             with suppress(OSError):  # The error itself is to be seen, also where it can no longer be written down.
                 summary.write("failed", error)

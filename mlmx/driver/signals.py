@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import psutil
+
+from mlmx.driver.say import say
 from mlmx.driver.sweep import stage_is_running
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -46,3 +53,28 @@ class Signals:
             if self.received[0] == signal.SIGINT:
                 raise KeyboardInterrupt
             raise SystemExit(128 + self.received[0])
+
+
+@contextmanager
+def time_limit(minutes: float | None) -> Iterator[None]:
+    """End this process as SIGTERM does, when it has lived for so long: a training then writes a checkpoint.
+
+    Args:
+        minutes: since this process began; None: no limit.
+    """
+    if minutes is None:
+        yield
+        return
+
+    def end() -> None:
+        say(f"the {minutes:g} minutes of parallel.time_limit_minutes are over; the same command goes on from here.")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    left = 60.0 * minutes - (time.time() - psutil.Process().create_time())
+    timer = threading.Timer(max(0.0, left), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

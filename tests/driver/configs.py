@@ -45,6 +45,7 @@ def frozen(outputs: Path, **changes: Any) -> dict[str, Any]:
             "num_threads": 1,
             "max_restarts": 0,
             "timeout_seconds": 60,
+            "time_limit_minutes": None,
             "peak_flops": None,
         },
         "tracker": {"mode": "disabled", "project": "mlmx", "entity": None},

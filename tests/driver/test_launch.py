@@ -29,9 +29,10 @@ def start(tmp_path):
     """Start a driver whose pretraining sleeps; wait until its workers are at work."""
     drivers = []
 
-    def begin(num_processes=1):
+    def begin(num_processes=1, **settings):
         outputs = tmp_path / "outputs"
-        config = frozen(outputs, stages__pretrain__objective__behaviour="sleep", parallel__num_processes=num_processes)
+        settings |= {"parallel__num_processes": num_processes}
+        config = frozen(outputs, stages__pretrain__objective__behaviour="sleep", **settings)
         log = (tmp_path / "driver.log").open("w")
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = driver_command(config, tmp_path / f"run{len(drivers)}")
@@ -79,6 +80,14 @@ def test_signals_reach_the_worker(start, tmp_path, number, code):
     status = json.loads(next((tmp_path / "outputs" / "stages").glob("pretrain-*/status.json")).read_text())
     assert status["state"] == "failed"
     assert status["error"] == {"message": "interrupted"}
+
+
+def test_a_time_limit_ends_it_like_a_signal(start, tmp_path):
+    driver, _ = start(parallel__time_limit_minutes=0.1)
+    assert driver.wait(60) == 143
+    assert "the 0.1 minutes of parallel.time_limit_minutes are over" in (tmp_path / "driver.log").read_text()
+    assert not workers(tmp_path / "outputs")
+    finish(frozen(tmp_path / "outputs", stages__pretrain__objective__behaviour="sleep"), tmp_path)
 
 
 def test_a_second_caller_waits_and_reuses(start, tmp_path):
