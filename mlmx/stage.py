@@ -1,4 +1,4 @@
-"""A stage: what is to be done, the name its content gives it, and the files of its directory.
+"""A stage: what is to be done, and the files of its directory.
 
 Driver and workers meet here and nowhere else. The driver writes ``config.yaml`` into a stage's directory and starts workers on it;
 workers leave ``metrics.jsonl``, ``status.json``, the data they made and, last of all, ``result.json``. Imports no torch.
@@ -6,29 +6,22 @@ workers leave ``metrics.jsonl``, ``status.json``, the data they made and, last o
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import signal
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import yaml  # type: ignore[import-untyped]
 
-from mlmx.build import is_description
 from mlmx.errors import Problem, UserError, user_error
 from mlmx.manifest import damage, manifest_of
-
-FORMAT = 1
-"""Version of the stage directory and of the fingerprint; raising it makes every finished stage unknown."""
 
 DRIVER_VARIABLE = "MLMX_DRIVER"
 """Environment variable by which the driver tells workers ``pid start_time launch``; absent when a worker is run by hand."""
@@ -45,9 +38,6 @@ PRODUCTS = ("data", "tokenizer", "encoder", "model.safetensors", "predictions.js
 """Files and folders of a stage that later stages and people rely on, where it has them."""
 
 State = Literal["running", "failed", "finished"]
-
-# Of a node's ``_x_`` keys these two decide what is computed; the others describe the component to mlmx.
-_IDENTIFYING = ("_target_", "_version_")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,62 +60,6 @@ class Stage:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
-
-
-def canonical_json(value: Any) -> str:
-    """Write a value so that equal values give equal text: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def canonical_spec(spec: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Reduce a spec to what has an effect on results.
-
-    Settings named by ``_no_effect_`` go, as do the keys that only describe a component; settings named by ``_inputs_`` are replaced
-    by their content, and the ``revision`` beside a content goes, because the content is what it stood for.
-
-    Args:
-        spec: the nodes of a stage.
-        inputs: dotted setting -> its content (a hash, a commit, or a list of them).
-    """
-    return cast(dict[str, Any], _canonical(spec, "", inputs))
-
-
-def _canonical(value: Any, where: str, inputs: Mapping[str, Any]) -> Any:
-    if where and where in inputs:
-        return {"content": inputs[where]}
-    if isinstance(value, Mapping):
-        left_out = set(value.get("_no_effect_") or ())
-        if any(_join(where, key) in inputs for key in value.get("_inputs_") or ()):
-            left_out.add("revision")
-        return {
-            key: _canonical(inner, _join(where, key), inputs)
-            for key, inner in value.items()
-            if key not in left_out and (not is_description(key) or key in _IDENTIFYING)
-        }
-    if isinstance(value, list | tuple):
-        return [_canonical(inner, _join(where, str(i)), inputs) for i, inner in enumerate(value)]
-    return value
-
-
-def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
-
-
-def canonical_document(kind: str, spec: Mapping[str, Any], inputs: Mapping[str, Any], parents: Mapping[str, str]) -> dict[str, Any]:
-    """Return everything a stage's fingerprint covers.
-
-    Args:
-        kind: one of ``KINDS``.
-        spec: the nodes of the stage.
-        inputs: dotted setting -> its content.
-        parents: role -> the parent's fingerprint.
-    """
-    return {"format": FORMAT, "kind": kind, "spec": canonical_spec(spec, inputs), "parents": dict(parents)}
-
-
-def fingerprint_of(document: Mapping[str, Any]) -> str:
-    """Return the name that a stage's content gives it: 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(document).encode()).hexdigest()
 
 
 def now() -> str:
@@ -376,22 +310,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError):  # a damaged status is as good as none
         return None
-
-
-def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
-    """Take the lock of an open file unless another process holds it; it is held until the file is closed or the process dies."""
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextmanager
-def locked(path: Path, *, poll_seconds: float = 0.05) -> Iterator[IO[str]]:
-    """Hold the lock of a file, for short pieces of work."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        while not try_lock(file):
-            time.sleep(poll_seconds)
-        yield file

@@ -4,16 +4,9 @@ import sys
 import pytest
 
 from mlmx.errors import Problem, UserError
-from mlmx.stage import (
-    StageDir,
-    canonical_json,
-    canonical_spec,
-    error_to_json,
-    fingerprint_of,
-    try_lock,
-    user_error_from_json,
-    write_atomically,
-)
+from mlmx.fingerprint import canonical_json, canonical_spec, fingerprint_of
+from mlmx.locks import try_lock
+from mlmx.stage import StageDir, error_to_json, user_error_from_json, write_atomically
 
 
 def config(**parents):

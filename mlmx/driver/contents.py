@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from mlmx.errors import Problem, UserError
+from mlmx.fingerprint import canonical_json
 from mlmx.inputs import input_settings
-from mlmx.stage import StageDir, canonical_json, encoder_folder, locked, write_atomically
+from mlmx.locks import locked
+from mlmx.stage import StageDir, encoder_folder, write_atomically
 
 # A file changed twice within the clock's granularity looks unchanged the second time; what is younger is not cached.
 _SETTLED_SECONDS = 2.0

@@ -11,7 +11,8 @@ from mlmx.driver.command import Group
 from mlmx.driver.contents import Contents, pinned
 from mlmx.driver.stages import place_of
 from mlmx.errors import Problem, UserError
-from mlmx.stage import FORMAT, Stage, StageDir, canonical_document, fingerprint_of
+from mlmx.fingerprint import FORMAT, canonical_document, fingerprint_of
+from mlmx.stage import Stage, StageDir
 
 _SHORT = 8
 

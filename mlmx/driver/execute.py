@@ -17,7 +17,8 @@ from mlmx.driver.say import say, show
 from mlmx.driver.stages import place_of
 from mlmx.driver.sweep import command_began
 from mlmx.errors import Problem, UserError
-from mlmx.stage import PRODUCTS, StageDir, canonical_json
+from mlmx.fingerprint import canonical_json
+from mlmx.stage import PRODUCTS, StageDir
 
 
 def run_stages(

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from mlmx.errors import UserError, user_error
-from mlmx.stage import StageDir, now, try_lock
+from mlmx.locks import try_lock
+from mlmx.stage import StageDir, now
 
 _POLL_SECONDS = 0.2
 _NVIDIA_SMI_SECONDS = 30.0

@@ -16,7 +16,8 @@ from mlmx.driver.directories import Placed, place
 from mlmx.driver.lease import drain
 from mlmx.driver.say import say, show_table
 from mlmx.driver.stages import stages_of
-from mlmx.stage import StageDir, canonical_document
+from mlmx.fingerprint import canonical_document
+from mlmx.stage import StageDir
 
 _ESTIMATE = "mlmx.training.estimate"
 _ESTIMATE_SECONDS = 300.0

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlmx.errors import Problem, UserError, nearest
+from mlmx.fingerprint import canonical_json
 from mlmx.frozen import STAGE_GROUPS
-from mlmx.stage import Stage, canonical_json
+from mlmx.stage import Stage
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlmx.build import Positive
+from mlmx.fingerprint import canonical_json
 from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import Pooling, encode, resolve_layer
 from mlmx.objectives.objective import Objective
-from mlmx.stage import canonical_json
 from mlmx.tasks.bi_encoder import Similarity
 from mlmx.tasks.bm25 import BM25
 from mlmx.tasks.retrieval_data import Collection, RetrievalData

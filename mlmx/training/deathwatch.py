@@ -19,7 +19,8 @@ from typing import IO, Any
 
 import psutil
 
-from mlmx.stage import DRIVER_VARIABLE, EXIT_USER_ERROR, StageDir, try_lock
+from mlmx.locks import try_lock
+from mlmx.stage import DRIVER_VARIABLE, EXIT_USER_ERROR, StageDir
 
 _POLL_SECONDS = 0.3
 _GRACE_SECONDS = 5.0

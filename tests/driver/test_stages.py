@@ -1,7 +1,7 @@
 """Which stages a config has."""
 
 from mlmx.driver.stages import place_of, stages_of
-from mlmx.stage import canonical_document, fingerprint_of
+from mlmx.fingerprint import canonical_document, fingerprint_of
 from tests.driver.configs import corpus, frozen
 
 GOLD = {"_target_": "mlmx.x.Gold", "_version_": 1, "_name_": "gold"}
