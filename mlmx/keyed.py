@@ -4,8 +4,8 @@ A choice made with a generator depends on everything drawn before it, so masks c
 restarts. Here a draw is a pure function of its key, (seed, stream, epoch, row id, unit index), and can be made anywhere, in any
 order, by numpy in a loader worker or by torch inside ``forward``, with the same result.
 
-The functions use only operators that numpy ``int64`` arrays and torch ``int64`` tensors share (both wrap around on overflow), so
-one piece of code serves both and this module imports no torch.
+The functions take numpy ``int64`` arrays or torch ``int64`` tensors, both of which wrap around on overflow; this module imports no
+torch.
 """
 
 # S sequences (rows) of a batch, N draws
@@ -13,6 +13,7 @@ one piece of code serves both and this module imports no torch.
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -35,13 +36,28 @@ _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
 
 
+# The same for numpy, as arrays: converting Python's integers takes longer than computing with them. Numpy shifts unsigned numbers.
+_FACTOR_1, _FACTOR_2 = (np.array(factor).view(np.uint64) for factor in (_MIX_1, _MIX_2))
+_SHIFT_30, _SHIFT_27, _SHIFT_31, _SHIFT_11 = (np.array(shift, np.uint64) for shift in (30, 27, 31, 11))
+
+
 def _mix(x: Keys) -> Keys:
+    # Overwrites its argument.
+    if isinstance(x, np.ndarray):
+        bits = x.view(np.uint64)
+        bits ^= bits >> _SHIFT_30
+        bits *= _FACTOR_1
+        bits ^= bits >> _SHIFT_27
+        bits *= _FACTOR_2
+        bits ^= bits >> _SHIFT_31
+        return x
     # `>>` is arithmetic on signed integers; the masks make it logical.
     x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _MIX_1
     x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _MIX_2
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
+@cache
 def stream(name: str) -> int:
     """Return the 63-bit number of a named stream; draws of different streams are independent."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1
@@ -57,15 +73,25 @@ def fold(keys: Keys, value: Keys | int) -> Keys:
     Returns:
         New keys, int64, of the broadcast shape.
     """
-    return _mix(_mix(keys + _GOLDEN) ^ (value * _GOLDEN if not isinstance(value, int) else _signed(value * _GOLDEN)))
+    return end_fold(begin_fold(keys), value)
+
+
+def begin_fold(keys: Keys) -> Keys:
+    """Return the half of :func:`fold` that needs the keys only: ``end_fold(begin_fold(k)[i], v)`` is ``fold(k[i], v)``."""
+    return _mix(keys + _GOLDEN)
+
+
+def end_fold(begun: Keys, value: Keys | int) -> Keys:
+    """Fold a value into keys that :func:`begin_fold` has begun."""
+    return _mix(begun ^ (_signed(value * _GOLDEN) if isinstance(value, int) else value * _GOLDEN))
 
 
 def uniform(keys: Keys) -> Keys:
     """Turn keys into float64 draws, uniform in [0, 1) with 53 bits."""
-    bits = (keys >> 11) & ((1 << 53) - 1)
+    if isinstance(keys, np.ndarray):
+        return (keys.view(np.uint64) >> _SHIFT_11) * 2.0**-53  # type: ignore[return-value]
     # Spelled out, since torch would promote to its default float32.
-    doubles = bits.astype(np.float64) if isinstance(bits, np.ndarray) else bits.double()
-    return doubles * 2.0**-53  # type: ignore[return-value]
+    return ((keys >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
 
 def integers(keys: Keys, high: Keys | int) -> Keys:

@@ -2,8 +2,9 @@
 
     python scripts/bench_collate.py
 
-Batches of 32 lines. Transformers' collators pad to the longest row of the batch (``mlm``) or, as the whole-word one asks for, to
-the maximum. Tokens are real ones, without padding. What is timed is the collator and nothing else.
+Batches of 32 lines (of 16 pairs of lines: ``lem_para``). Transformers' collators pad to the longest row of the batch (``mlm``) or,
+as the whole-word one asks for, to the maximum. Tokens are real ones, without padding. What is timed is the collator and nothing
+else.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -25,6 +27,7 @@ import transformers
 from mlmx import keyed
 from mlmx.build import build
 from mlmx.data.batch import BatchContext, Collator
+from mlmx.data.rows import TokenRows
 
 _VOCAB_SIZE = 30_522
 
@@ -43,6 +46,7 @@ def main() -> None:
     # Made ahead, as a loader has them.
     batches = np.array_split(np.arange(len(lines)), given.batches)
     taken = [(lines.take(rows), keyed.row_keys(seed=0, epoch=np.zeros(len(rows), np.int64), row_ids=rows)) for rows in batches]
+    pairs = [(_paired(rows), keys[::2].copy()) for rows, keys in taken]
     features = [[lines.features(row) for row in rows] for rows in batches[: given.batches // 10]]
     padded = [[_padded(line) for line in batch] for batch in features]
     plain = transformers.DataCollatorForLanguageModeling(words, mlm_probability=0.15)
@@ -52,12 +56,14 @@ def main() -> None:
         "whole_word": lambda: sum(_collate(whole, batch) for batch in padded),
     }
     speeds: dict[str, list[float]] = {}
-    ours = {name: _collator(name, encoder) for name in ("mlm", "whole_word", "lem_mono")}
+    ours = {name: _collator(name, encoder) for name in ("mlm", "whole_word", "lem_mono", "lem_para")}
     for _ in range(given.turns):
         for name, run in theirs.items():
             speeds.setdefault(f"transformers {name}", []).append(_speed(run))
         for name, collator in ours.items():
-            speeds.setdefault(f"mlmx {name}", []).append(_speed(lambda collator=collator: _run(collator, taken)))  # type: ignore[misc]
+            # Rows keep what was worked out about them: each turn gets new ones.
+            fresh = [(replace(rows), keys) for rows, keys in (pairs if collator.view == "pair" else taken)]
+            speeds.setdefault(f"mlmx {name}", []).append(_speed(lambda c=collator, fresh=fresh: _run(c, fresh)))  # type: ignore[misc]
     print(f"batches of {given.lines} lines of {lines.lengths.mean():.1f} tokens on average, one thread, {synthetic.versions()}\n")
     print("| | tokens/s (median) | against Transformers |\n|---|---|---|")
     for name, values in speeds.items():
@@ -67,13 +73,27 @@ def main() -> None:
 
 
 def _collator(name: str, encoder: Any) -> Collator:
-    if name == "lem_mono":
+    if name.startswith("lem_"):
         settings = {**synthetic.node("objective", "lem"), **synthetic.node("objective", name)}
     else:
         settings = synthetic.node("objective", name)
     settings.pop("defaults", None)
-    collator: Collator = build(settings, encoder, synthetic.CORPUS).collator()
+    collator: Collator = build(settings, encoder, replace(synthetic.CORPUS, parallel=True)).collator()
     return collator
+
+
+def _paired(rows: TokenRows) -> TokenRows:
+    # Each two lines become the two sides of a row, with the special tokens they have.
+    side = rows.row_of_token % 2
+    num_words = np.maximum.reduceat(rows.words, rows.cu_seqlens[:-1]) + 1
+    words = np.where(rows.special, -1, rows.words + side * num_words[rows.row_of_token - side])
+    return replace(
+        rows,
+        cu_seqlens=rows.cu_seqlens[::2].copy(),
+        words=words.astype(np.int32),
+        segments=side.astype(np.int8),
+        row_ids=rows.row_ids[::2].copy(),
+    )
 
 
 def _run(collator: Collator, taken: list[Any]) -> int:

@@ -111,11 +111,9 @@ def packed_batch(
         position_ids: (T,) positions from 0; restarting with each row if None.
         **arrays: further tensors of the batch.
     """
-    if position_ids is None:
-        position_ids = np.arange(len(rows.input_ids)) - np.repeat(rows.cu_seqlens[:-1], rows.lengths)
     tensors = {
         "input_ids": rows.input_ids if input_ids is None else input_ids,
-        "position_ids": position_ids.astype(np.int64),
+        "position_ids": rows.places if position_ids is None else position_ids,
         "cu_seqlens": rows.cu_seqlens,
         **arrays,
     }

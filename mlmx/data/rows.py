@@ -11,14 +11,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenRows:
-    """Rows laid end to end.
+    """Rows laid end to end. What follows from where they begin is worked out once, for masking and batching alike.
 
     Attributes:
         input_ids: (T,) int64 token ids, special tokens included.
@@ -50,12 +51,17 @@ class TokenRows:
     @property
     def lengths(self) -> NDArray[np.int32]:
         """(S,) tokens per row."""
-        return np.diff(self.cu_seqlens)
+        return self.cu_seqlens[1:] - self.cu_seqlens[:-1]
 
-    @property
+    @cached_property
     def row_of_token(self) -> NDArray[np.int64]:
         """(T,) which row each token belongs to."""
-        return np.repeat(np.arange(self.num_rows), self.lengths)
+        return np.arange(self.num_rows).repeat(self.lengths)
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """(T,) index of each token within its row."""
+        return np.arange(len(self.input_ids)) - self.cu_seqlens[self.row_of_token]
 
     @property
     def special(self) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlmx.keyed import integers, uniform
-from mlmx.masking.units import Selection, unit_keys
+from mlmx.masking.units import Draws, Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Corruption:
 def corrupt(
     input_ids: NDArray[np.int64],
     selection: Selection,
-    keys: NDArray[np.int64],
+    draws: Draws,
     *,
     corruption: Corruption,
     mask_id: int,
@@ -56,17 +56,18 @@ def corrupt(
     Args:
         input_ids: (T,) ids.
         selection: what is selected.
-        keys: (S,) key of each row.
+        draws: the rows' random choices.
         corruption: the parts.
         mask_id: the mask token.
         ordinary_ids: (V,) ids that are not special.
     """
-    action = uniform(unit_keys(keys, selection.row, selection.units, "corrupt"))
+    of_unit, of_token = draws.of(("corrupt", "random"), selection.row, np.array([selection.units, selection.places]))
+    action = uniform(of_unit)
+    masked = action < corruption.mask
     corrupted = input_ids.copy()
-    corrupted[selection.positions[action < corruption.mask]] = mask_id
-    # Written this way so that mask + random == 1 leaves nothing to rounding.
-    random = (action >= corruption.mask) & (action < 1 - corruption.keep)
+    corrupted[selection.positions[masked]] = mask_id
     if corruption.random > 0:
-        draws = integers(unit_keys(keys, selection.row[random], selection.places[random], "random"), len(ordinary_ids))
-        corrupted[selection.positions[random]] = ordinary_ids[draws]
+        # Written this way so that mask + random == 1 leaves nothing to rounding.
+        random = ~masked & (action < 1 - corruption.keep)
+        corrupted[selection.positions[random]] = ordinary_ids[integers(of_token[random], len(ordinary_ids))]
     return corrupted

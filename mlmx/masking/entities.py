@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmx.masking.select import one_token_each
-from mlmx.masking.units import Rows, Selection, Words, budgets, count_before, random_order, rank_in_group, unit_keys
+from mlmx.masking.select import one_token_each, random_units
+from mlmx.masking.units import Draws, Rows, Selection, Units, budgets, first_of_rows, random_order, row_sums
 
 ENTITY, ENTITY_START = "entity", "entity_start"
 
@@ -33,7 +34,7 @@ class UnitType:
     cap_ratio: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EntitiesFirst:
     """One token of each selected unit; units of given types are selected before the others.
 
@@ -60,80 +61,65 @@ class EntitiesFirst:
     fill: Literal["backfill", "none"]
     parity: Literal["paper", "released_code"]
 
-    def __call__(self, rows: Rows, keys: NDArray[np.int64]) -> Selection:
-        units, types = self.units(rows)
-        budget = budgets(rows, units.tokens, self.ratio, count_specials=self.count_specials)[units.row]
-        order = random_order(units.row, unit_keys(keys, units.row, units.index, "select"))
-        # From here on, arrays stand in random order within each row; `units.row` is the row in that order too.
-        types = types[order]
-        first = self._first(units, types, order, budget)
-        if self.fill == "backfill":
-            missing = budget - _total(first, units.row)
-            others = ~first
-            steps = count_before(others.astype(np.int64), units.row) if self.parity == "paper" else rank_in_group(units.row)
-            first = first | (others & (steps < missing))
-        return one_token_each(units, np.sort(order[first]), keys)
+    def __call__(self, rows: Rows, draws: Draws) -> Selection:
+        units, types = self._units(rows)
+        select, piece = draws.of(("select", "piece"), units.row, units.index)
+        budget = budgets(rows, units, self.ratio, count_specials=self.count_specials)
+        capped = self._capped(units, types, select, len(budget))
+        untyped = capped == len(self.types)
+        rank = untyped if self.order == "shared" else capped
+        order = random_order(units.row, select, rank, len(self.types) + 1)
+        # Units stay in their rows under every order, so `units.row` is also the row of each unit in that order.
+        chosen = order[first_of_rows(units.row, budget)]
+        if self.fill == "none" or self.parity == "released_code":
+            chosen = chosen[~untyped[chosen]]
+        if self.fill == "backfill" and self.parity == "released_code":
+            missing = np.minimum(budget, units.num_tokens(rows)) - np.bincount(units.row[chosen], minlength=len(budget))
+            chosen = np.union1d(chosen, random_units(units, select, missing))
+        chosen.sort()
+        return Selection.of(rows, one_token_each(units, chosen, piece), typed=types[chosen] < len(self.types))
 
-    def units(self, rows: Rows) -> tuple[Words, NDArray[np.int64]]:
-        """Return the units of rows and (N,) the type of each, -1 for none."""
-        words = Words.of(rows)
-        types = np.full(len(words.first), -1, np.int64)
-        head = words.tokens.position[words.first]
-        for number, kind in reversed(list(enumerate(self.types))):
-            if kind.cap_ratio > 0:
-                types[np.isin(rows.tags[kind.layer][head], list(kind.classes))] = number
+    def _units(self, rows: Rows) -> tuple[Units, NDArray[np.int64]]:
+        # The units, and (N,) the number of each one's type; units without a type have the number after the last.
+        words = Units.words(rows)
+        of_layers = [table[rows.tags[layer][words.first]] for layer, table in self._type_of_class.items()]
+        types = reduce(np.minimum, of_layers) if of_layers else np.full(len(words.first), len(self.types))
         if self.rule == "word":
             return words, types
-        begins = ~self._continues(rows, words, types, head)
-        first = words.first[begins]
-        return Words.from_starts(words.tokens, rows.words[words.tokens.position].astype(np.int64), first), types[begins]
+        begins = np.flatnonzero(~self._continues(rows, words, types))
+        return words.joined(begins), types[begins]
 
-    def _continues(self, rows: Rows, words: Words, types: NDArray[np.int64], head: NDArray[np.int64]) -> NDArray[np.bool_]:
+    @cached_property
+    def _type_of_class(self) -> Mapping[str, NDArray[np.int64]]:
+        # Layer -> (256,) the first type that a class belongs to.
+        tables: dict[str, NDArray[np.int64]] = {}
+        for number, kind in reversed(list(enumerate(self.types))):
+            if kind.cap_ratio > 0:
+                tables.setdefault(kind.layer, np.full(256, len(self.types)))[list(kind.classes)] = number
+        return tables
+
+    def _continues(self, rows: Rows, words: Units, types: NDArray[np.int64]) -> NDArray[np.bool_]:
         # Whether a word goes on with the entity of the word before it.
         by_entity = np.array([kind.layer == ENTITY for kind in self.types] + [False])
-        entity = rows.tags[ENTITY][head] if ENTITY in rows.tags else np.zeros(len(head), np.uint8)
-        continues = np.zeros(len(head), bool)
-        continues[1:] = (
-            by_entity[types[1:]]
-            & (types[1:] == types[:-1])
-            & (entity[1:] == entity[:-1])
-            & (words.row[1:] == words.row[:-1])
-            & (rows.segments[head[1:]] == rows.segments[head[:-1]])
-        )
+        entity = rows.tags[ENTITY][words.first] if ENTITY in rows.tags else np.zeros(len(words.first), np.uint8)
+        segment = rows.segments[words.first]
+        continues = np.zeros(len(words.first), bool)
+        continues[1:] = by_entity[types[1:]]
+        for same in (types, entity, words.row, segment):
+            continues[1:] &= same[1:] == same[:-1]
         if continues.any():
-            continues &= rows.tags[ENTITY_START][head] == 0
+            continues &= rows.tags[ENTITY_START][words.first] == 0
         return continues
 
-    def _first(
-        self, units: Words, types: NDArray[np.int64], order: NDArray[np.int64], budget: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
-        # Which units are selected for their type, in the random order.
-        size = units.size[order]
-        within_cap = np.zeros(len(types), bool)
-        num_before = np.zeros(len(types), np.int64)
+    def _capped(self, units: Units, types: NDArray[np.int64], select: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
+        # The types, without that of units past their type's cap.
         for number, kind in enumerate(self.types):
-            typed = types == number
-            cap = np.maximum(1, np.rint(kind.cap_ratio * _total(np.where(typed, size, 0), units.row)))
-            within_cap |= typed & (count_before(typed.astype(np.int64), units.row) < cap)
-        if self.order == "shared":
-            return within_cap & (count_before(within_cap.astype(np.int64), units.row) < budget)
-        for number in range(len(self.types)):
-            typed = within_cap & (types == number)
-            earlier = _total(within_cap & (types >= 0) & (types < number), units.row)
-            num_before[typed] = (earlier + count_before(typed.astype(np.int64), units.row))[typed]
-        return within_cap & (num_before < budget)
-
-
-def marked_classes(types: tuple[UnitType, ...]) -> Mapping[str, frozenset[int]]:
-    """Return layer -> the classes of all types, by which selected tokens are counted as typed."""
-    layers = {kind.layer for kind in types if kind.cap_ratio > 0}
-    return {
-        layer: frozenset().union(*(kind.classes for kind in types if kind.layer == layer and kind.cap_ratio > 0))
-        for layer in layers
-    }
-
-
-def _total(values: NDArray[np.bool_] | NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.int64]:
-    # For each element the sum over its row.
-    totals = np.bincount(row, weights=values, minlength=1)
-    return totals.astype(np.int64)[row]
+            # A type has no more units than tokens: a cap of all its tokens bounds nothing.
+            if kind.cap_ratio < 1:
+                typed = np.flatnonzero(types == number)
+                row = units.row[typed]
+                cap = np.maximum(1, np.rint(kind.cap_ratio * row_sums(row, units.size[typed], num_rows))).astype(np.int64)
+                past = typed[random_order(row, select[typed])[~first_of_rows(row, cap)]]
+                types = types.copy()
+                types[past] = len(self.types)
+        return types

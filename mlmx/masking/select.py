@@ -1,9 +1,9 @@
 """Which tokens to predict, where every token or word counts the same.
 
-Each policy is a pure function of rows and their keys. Special tokens are never selected.
+Each policy is a pure function of rows and their random choices, which are keyed. Special tokens are never selected.
 """
 
-# S rows, T tokens of all rows, P selected tokens
+# S rows, N units (tokens or words), P selected tokens
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlmx.keyed import integers, uniform
-from mlmx.masking.units import Rows, Selection, Tokens, Words, budgets, count_before, random_order, rank_in_group, unit_keys
+from mlmx.masking.units import Draws, Rows, Selection, Units, budgets, first_of_rows, random_order, sums_before
 
 
 class Policy(Protocol):
     """Selects the tokens to predict."""
 
-    def __call__(self, rows: Rows, keys: NDArray[np.int64]) -> Selection:
+    def __call__(self, rows: Rows, draws: Draws) -> Selection:
         """Return the selection.
 
         Args:
             rows: the rows.
-            keys: (S,) key of each row.
+            draws: their random choices.
         """
 
 
@@ -35,10 +35,10 @@ class BernoulliTokens:
 
     ratio: float
 
-    def __call__(self, rows: Rows, keys: NDArray[np.int64]) -> Selection:
-        tokens = Tokens.of(rows)
-        draws = uniform(unit_keys(keys, tokens.row, tokens.place, "select"))
-        return tokens.select(np.flatnonzero(draws < self.ratio))
+    def __call__(self, rows: Rows, draws: Draws) -> Selection:
+        # Drawn for special tokens too: that is quicker than leaving them out.
+        (drawn,) = uniform(draws.of(("select",), rows.row_of_token, rows.places))
+        return Selection.of(rows, ((drawn < self.ratio) & (rows.words >= 0)).nonzero()[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,11 @@ class ExactTokens:
 
     ratio: float
 
-    def __call__(self, rows: Rows, keys: NDArray[np.int64]) -> Selection:
-        tokens = Tokens.of(rows)
+    def __call__(self, rows: Rows, draws: Draws) -> Selection:
+        tokens = Units.tokens(rows)
+        (drawn,) = draws.of(("select",), tokens.row, tokens.index)
         budget = budgets(rows, tokens, self.ratio, count_specials=False)
-        order = random_order(tokens.row, unit_keys(keys, tokens.row, tokens.place, "select"))
-        # Rows stay together under the random order, so `tokens.row` is also the row of each ordered token.
-        return tokens.select(np.sort(order[rank_in_group(tokens.row) < budget[tokens.row]]))
+        return Selection.of(rows, np.sort(tokens.first[random_units(tokens, drawn, budget)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +69,18 @@ class WholeWords:
     count_specials: bool
     last_word: Literal["overshoot", "fair"]
 
-    def __call__(self, rows: Rows, keys: NDArray[np.int64]) -> Selection:
-        words = Words.of(rows)
-        budget = budgets(rows, words.tokens, self.ratio, count_specials=self.count_specials)[words.row]
-        order = random_order(words.row, unit_keys(keys, words.row, words.index, "select"))
+    def __call__(self, rows: Rows, draws: Draws) -> Selection:
+        words = Units.words(rows)
+        select, last = draws.of(("select", "last"), words.row, words.index)
+        order = random_order(words.row, select)
+        budget = budgets(rows, words, self.ratio, count_specials=self.count_specials)
+        # Rows stay together under the random order, so `words.row` is also the row of each word in that order.
         size = words.size[order]
-        missing = budget - count_before(size, words.row)
+        missing = (budget + sums_before(words.num_tokens(rows)))[words.row] - sums_before(size)
         chosen = missing > 0
         if self.last_word == "fair":
-            draws = uniform(unit_keys(keys, words.row, words.index, "last"))[order]
-            chosen &= draws * size < missing
-        return _all_tokens(words, np.sort(order[chosen]))
+            chosen &= uniform(last)[order] * size < missing
+        return _all_tokens(rows, words, np.sort(order[chosen]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,27 +95,38 @@ class OnePiecePerWord:
     ratio: float
     count_specials: bool
 
-    def __call__(self, rows: Rows, keys: NDArray[np.int64]) -> Selection:
-        words = Words.of(rows)
-        budget = budgets(rows, words.tokens, self.ratio, count_specials=self.count_specials)[words.row]
-        order = random_order(words.row, unit_keys(keys, words.row, words.index, "select"))
-        return one_token_each(words, np.sort(order[rank_in_group(words.row) < budget]), keys)
+    def __call__(self, rows: Rows, draws: Draws) -> Selection:
+        words = Units.words(rows)
+        select, piece = draws.of(("select", "piece"), words.row, words.index)
+        budget = budgets(rows, words, self.ratio, count_specials=self.count_specials)
+        chosen = np.sort(random_units(words, select, budget))
+        return Selection.of(rows, one_token_each(words, chosen, piece))
 
 
-def one_token_each(words: Words, chosen: NDArray[np.int64], keys: NDArray[np.int64]) -> Selection:
-    """Return of each chosen unit one token, all of its tokens equally likely.
+def random_units(units: Units, drawn: NDArray[np.int64], num: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the indices of some units of each row, all subsets equally likely.
 
     Args:
-        words: the units.
-        chosen: (P,) rising indices of units.
-        keys: (S,) key of each row.
+        units: the units.
+        drawn: (N,) key of each unit.
+        num: (S,) how many; where there are fewer, all.
     """
-    row, index = words.row[chosen], words.index[chosen]
-    token = words.first[chosen] + integers(unit_keys(keys, row, index, "piece"), words.size[chosen])
-    return words.tokens.select(token)
+    # Rows stay together under the random order, so `units.row` is also the row of each unit in that order.
+    return random_order(units.row, drawn)[first_of_rows(units.row, num)]
 
 
-def _all_tokens(words: Words, chosen: NDArray[np.int64]) -> Selection:
+def one_token_each(units: Units, chosen: NDArray[np.int64], drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the position (P,) of one token of each chosen unit, all of its tokens equally likely.
+
+    Args:
+        units: the units.
+        chosen: (P,) indices of units.
+        drawn: (N,) key of each unit.
+    """
+    return units.first[chosen] + integers(drawn[chosen], units.size[chosen])
+
+
+def _all_tokens(rows: Rows, words: Units, chosen: NDArray[np.int64]) -> Selection:
     size = words.size[chosen]
-    token = np.repeat(words.first[chosen], size) + rank_in_group(np.repeat(np.arange(len(chosen)), size))
-    return words.tokens.select(token, np.repeat(words.index[chosen], size))
+    positions = np.arange(size.sum()) + (words.first[chosen] - sums_before(size)).repeat(size)
+    return Selection.of(rows, positions, units=words.index[chosen].repeat(size))

@@ -1,24 +1,33 @@
 """What may be selected: the tokens and words of rows laid end to end, and ways to order them at random.
 
-Nothing here loops over tokens: rows are ranked all at once, with one sort over a key that holds the row and the draw.
+Nothing here loops over rows or tokens. A batch is small (some hundred tokens), so that what takes time is the number of numpy's
+calls: what follows from where rows begin is worked out once, by the rows.
 """
 
-# S rows, T tokens of all rows, N units (tokens or words), P selected tokens
+# S rows, T tokens of all rows, N units (tokens, words or spans), P selected tokens
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cache
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmx.keyed import fold, stream
+from mlmx.keyed import begin_fold, end_fold, fold, stream
 
-# A draw keeps 40 of its 64 bits, so that it shares a sort key with the row's number; ties are broken by position.
+# A draw keeps 40 of its 64 bits, so that it shares a sort key with the group's number; ties are broken by position.
 _DRAW_BITS = 40
-_MAX_ROWS = 1 << (63 - _DRAW_BITS)
+_DROPPED_BITS = np.array(64 - _DRAW_BITS, np.uint64)
+_MAX_GROUPS = 1 << (63 - _DRAW_BITS)
+
+
+# What a random choice is about.
+Stream = Literal["select", "last", "piece", "corrupt", "random"]
+_STREAMS: tuple[Stream, ...] = get_args(Stream)
+_STREAM_NUMBERS = np.array([[stream(name)] for name in _STREAMS])
 
 
 class Rows(Protocol):
@@ -37,6 +46,18 @@ class Rows(Protocol):
         """(S+1,) where rows begin."""
 
     @property
+    def lengths(self) -> NDArray[np.int32]:
+        """(S,) tokens per row."""
+
+    @property
+    def row_of_token(self) -> NDArray[np.int64]:
+        """(T,) row of each token."""
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """(T,) index of each token within its row."""
+
+    @property
     def tags(self) -> Mapping[str, NDArray[np.uint8]]:
         """Layer -> (T,) class of the token's word."""
 
@@ -50,132 +71,160 @@ class Selection:
         row: (P,) int64 row of each.
         places: (P,) int64 index of each within its row.
         units: (P,) int64 number of the unit, within its row, whose tokens are corrupted alike.
+        typed: (P,) bool whether the token's word has one of the policy's types; None for policies without types.
     """
 
     positions: NDArray[np.int64]
     row: NDArray[np.int64]
     places: NDArray[np.int64]
     units: NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """The ordinary tokens of rows: all but the special ones.
-
-    Attributes:
-        position: (N,) int64 index among all tokens, rising.
-        row: (N,) int64 row.
-        place: (N,) int64 index within the row.
-    """
-
-    position: NDArray[np.int64]
-    row: NDArray[np.int64]
-    place: NDArray[np.int64]
+    typed: NDArray[np.bool_] | None = None
 
     @classmethod
-    def of(cls, rows: Rows) -> Tokens:
-        """Return the ordinary tokens of rows."""
-        row_of_token = np.repeat(np.arange(len(rows.cu_seqlens) - 1), np.diff(rows.cu_seqlens))
-        position = np.flatnonzero(rows.words >= 0)
-        row = row_of_token[position]
-        return cls(position, row, position - rows.cu_seqlens[row])
-
-    def select(self, chosen: NDArray[np.int64], units: NDArray[np.int64] | None = None) -> Selection:
+    def of(
+        cls,
+        rows: Rows,
+        positions: NDArray[np.int64],
+        *,
+        units: NDArray[np.int64] | None = None,
+        typed: NDArray[np.bool_] | None = None,
+    ) -> Selection:
         """Return the selection of some tokens; each its own unit unless ``units`` says otherwise."""
-        places = self.place[chosen]
-        return Selection(self.position[chosen], self.row[chosen], places, places if units is None else units)
+        places = rows.places[positions]
+        return cls(positions, rows.row_of_token[positions], places, places if units is None else units, typed)
+
+
+class Draws:
+    """The keys of all random choices about some rows, in a stream for each purpose.
+
+    A key is a hash of the row's key, the stream, and a number within the row. What does not depend on that number is hashed once,
+    for all streams together.
+    """
+
+    def __init__(self, keys: NDArray[np.int64]) -> None:
+        """Take the key of each row (S,)."""
+        self._begun = begin_fold(fold(keys, _STREAM_NUMBERS))
+
+    def of(self, streams: tuple[Stream, ...], row: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the keys of some units (tokens, words or spans) in each of these streams, one line (N,) per stream.
+
+        Args:
+            streams: what the choices are about.
+            row: (N,) row of each unit.
+            index: (N,) number of the unit within its row, or one such line per stream.
+        """
+        return end_fold(self._begun[_lines(streams)].take(row, axis=1), index)
+
+
+@cache
+def _lines(streams: tuple[Stream, ...]) -> NDArray[np.int64]:
+    return np.array([_STREAMS.index(name) for name in streams])
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """Words (or spans of words): runs of ordinary tokens.
+class Units:
+    """Runs of ordinary tokens that are selected as one: tokens, words, or spans of words.
 
     Attributes:
-        tokens: the tokens they consist of.
-        first: (N,) int64 index of the unit's first token in ``tokens``.
+        first: (N,) int64 position of the unit's first token among all tokens, rising.
         size: (N,) int64 number of tokens.
         row: (N,) int64 row, never falling.
-        index: (N,) int64 index of the (first) word within its row: what its draws are keyed by.
+        index: (N,) int64 what the unit's draws are keyed by: the index within its row of the token, or of the (first) word.
     """
 
-    tokens: Tokens
     first: NDArray[np.int64]
     size: NDArray[np.int64]
     row: NDArray[np.int64]
     index: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Rows) -> Words:
-        """Return the words of rows."""
-        tokens = Tokens.of(rows)
-        word = rows.words[tokens.position].astype(np.int64)
-        begins = np.ones(len(word), bool)
-        begins[1:] = (word[1:] != word[:-1]) | (tokens.row[1:] != tokens.row[:-1])
-        return cls.from_starts(tokens, word, np.flatnonzero(begins))
+    def tokens(cls, rows: Rows) -> Units:
+        """Return the ordinary tokens of rows."""
+        first = np.flatnonzero(rows.words >= 0)
+        return cls(first, np.ones(len(first), np.int64), rows.row_of_token[first], rows.places[first])
 
     @classmethod
-    def from_starts(cls, tokens: Tokens, word: NDArray[np.int64], first: NDArray[np.int64]) -> Words:
-        """Return the units that begin at ``first``, each reaching to the next one."""
-        size = np.diff(first, append=len(tokens.position))
-        return cls(tokens, first, size, tokens.row[first], word[first])
+    def words(cls, rows: Rows) -> Units:
+        """Return the words of rows."""
+        edges = run_edges(rows.words, rows.cu_seqlens)
+        word = rows.words[edges[:-1]]
+        ordinary = (word >= 0).nonzero()[0]
+        first = edges[ordinary]
+        return cls(first, edges[ordinary + 1] - first, rows.row_of_token[first], word[ordinary].astype(np.int64))
+
+    def num_tokens(self, rows: Rows) -> NDArray[np.int64]:
+        """Return (S,) how many tokens the units of each row have."""
+        return row_sums(self.row, self.size, len(rows.lengths))
+
+    def joined(self, begins: NDArray[np.int64]) -> Units:
+        """Return spans of units, of which each begins at one of ``begins`` (rising, 0 among them) and reaches to the next one."""
+        return Units(self.first[begins], np.add.reduceat(self.size, begins), self.row[begins], self.index[begins])
 
 
-def unit_keys(keys: NDArray[np.int64], row: NDArray[np.int64], index: NDArray[np.int64], name: str) -> NDArray[np.int64]:
-    """Return one key per unit for the draws of a stream.
+def run_edges(values: NDArray[np.generic], cu_seqlens: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return where the runs of equal values begin, each within one row, and where the last one ends.
 
     Args:
-        keys: (S,) key of each row.
-        row: (N,) row of each unit.
-        index: (N,) number of the unit within its row.
-        name: the stream.
+        values: (T,) a value of each token.
+        cu_seqlens: (S+1,) where rows begin.
     """
-    return fold(fold(keys, stream(name))[row], index)
+    begins = np.zeros(len(values) + 1, bool)
+    np.not_equal(values[1:], values[:-1], out=begins[1:-1])
+    begins[cu_seqlens] = True
+    return begins.nonzero()[0]
 
 
-def random_order(row: NDArray[np.int64], draws: NDArray[np.int64]) -> NDArray[np.int64]:
+def random_order(
+    row: NDArray[np.int64], draws: NDArray[np.int64], rank: NDArray[np.int64] | None = None, num_ranks: int = 1
+) -> NDArray[np.int64]:
     """Return the units row by row, in random order within each row.
 
     Args:
-        row: (N,) row of each unit.
+        row: (N,) row of each unit, never falling.
         draws: (N,) key of each unit, which decides the order.
+        rank: (N,) in [0, ``num_ranks``); within a row, units of a lower rank come first.
+        num_ranks: the number of ranks.
     """
-    if len(row) and int(row.max()) >= _MAX_ROWS:
-        raise ValueError(f"at most {_MAX_ROWS} rows can be masked at once")
-    bits = (draws >> (64 - _DRAW_BITS)) & ((1 << _DRAW_BITS) - 1)
-    return np.argsort((row << _DRAW_BITS) | bits, kind="stable")
+    if len(row) and row[-1] >= _MAX_GROUPS // num_ranks:
+        raise ValueError(f"at most {_MAX_GROUPS // num_ranks} rows can be masked at once")
+    group = row if rank is None else row * num_ranks + rank
+    bits = (draws.view(np.uint64) >> _DROPPED_BITS).view(np.int64)
+    return (group << _DRAW_BITS | bits).argsort(kind="stable")
 
 
-def rank_in_group(group: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each element how many of its group stand before it, where groups are runs of equal values."""
-    begins = np.ones(len(group), bool)
-    begins[1:] = group[1:] != group[:-1]
-    starts = np.flatnonzero(begins)
-    return np.arange(len(group)) - np.repeat(starts, np.diff(starts, append=len(group)))
+def first_of_rows(row: NDArray[np.int64], num: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return (N,) whether a unit is among the first of its row.
+
+    Args:
+        row: (N,) row of each unit, never falling.
+        num: (S,) how many are the first ones of each row.
+    """
+    starts = row.searchsorted(np.arange(len(num)))
+    return np.arange(len(row)) < (starts + num)[row]
 
 
-def count_before(values: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each element the sum of the values before it in its group, where groups are runs of equal values."""
-    exclusive: NDArray[np.int64] = np.cumsum(values) - values
-    begins = np.ones(len(group), bool)
-    begins[1:] = group[1:] != group[:-1]
-    starts = np.flatnonzero(begins)
-    return exclusive - np.repeat(exclusive[starts], np.diff(starts, append=len(group)))
+def row_sums(row: NDArray[np.int64], values: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
+    """Return (S,) the sum over each row of the values (N,) of units in ``row`` (N,)."""
+    return np.bincount(row, weights=values, minlength=num_rows).astype(np.int64)
 
 
-def budgets(rows: Rows, tokens: Tokens, ratio: float, *, count_specials: bool) -> NDArray[np.int64]:
-    """Return (S,) how many tokens each row selects: ``max(1, round(ratio * length))``, and 0 for a row without ordinary tokens.
+def sums_before(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each value the sum of those before it."""
+    before: NDArray[np.int64] = values.cumsum() - values
+    return before
+
+
+def budgets(rows: Rows, units: Units, ratio: float, *, count_specials: bool) -> NDArray[np.int64]:
+    """Return (S,) how many tokens each row selects: ``max(1, round(ratio * length))``, which may be more than it has.
 
     Halves are rounded to the even neighbour, as Python's ``round`` does; a ratio of 0 selects nothing.
 
     Args:
         rows: the rows.
-        tokens: their ordinary tokens.
+        units: all their ordinary tokens, as units of any kind.
         ratio: the part to select, in [0, 1].
         count_specials: whether the length counts special tokens.
     """
-    num_rows = len(rows.cu_seqlens) - 1
-    ordinary = np.bincount(tokens.row, minlength=num_rows)
-    lengths = np.diff(rows.cu_seqlens).astype(np.int64) if count_specials else ordinary
-    budget = np.maximum(np.rint(ratio * lengths).astype(np.int64), 1 if ratio > 0 else 0)
-    limited: NDArray[np.int64] = np.minimum(budget, ordinary)
-    return limited
+    lengths = rows.lengths if count_specials else units.num_tokens(rows)
+    budget: NDArray[np.int64] = np.maximum(np.rint(ratio * lengths), ratio > 0).astype(np.int64)
+    return budget

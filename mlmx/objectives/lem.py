@@ -12,7 +12,7 @@ from mlmx.build import Ratio
 from mlmx.data.rows import CorpusInfo
 from mlmx.errors import Problem, UserError, nearest, user_error
 from mlmx.masking.corrupt import Corruption
-from mlmx.masking.entities import EntitiesFirst, UnitType, marked_classes
+from mlmx.masking.entities import EntitiesFirst, UnitType
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.masked import MaskedObjective, masked_collator, resolve_view
 
@@ -103,17 +103,8 @@ class LinguisticEntityMasking(MaskedObjective):
         known = unit_types(types, corpus)
         if rule == "span" and not any(kind.layer == "entity" and kind.cap_ratio > 0 for kind in known):
             raise user_error("objective.rule", "'span' has no effect where no word is an entity of the types.")
-        if rule == "span" and not any(kind.layer == "entity" and kind.cap_ratio > 0 for kind in known):
-            raise user_error("objective.rule", "'span' has no effect without a type of layer 'entity'.")
         policy = EntitiesFirst(known, mask_ratio, count_specials, rule, order, fill, parity)
-        collator = masked_collator(
-            encoder,
-            policy,
-            corruption,
-            view=resolve_view(view, corpus),
-            position_reset=position_reset,
-            marked_tags=marked_classes(known),
-        )
+        collator = masked_collator(encoder, policy, corruption, view=resolve_view(view, corpus), position_reset=position_reset)
         super().__init__(encoder, collator)
 
     @staticmethod

@@ -4,15 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from mlmx.data.batch import Batch, BatchContext, Collator, packed_batch
 from mlmx.data.rows import CorpusInfo, TokenRows
@@ -20,7 +17,8 @@ from mlmx.data.vocabulary import Separator
 from mlmx.errors import user_error
 from mlmx.masking.corrupt import Corruption, corrupt
 from mlmx.masking.select import Policy
-from mlmx.masking.units import Selection
+from mlmx.masking.units import Draws, run_edges
+from mlmx.models.cross_entropy import cross_entropy
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective, Output
 
@@ -29,7 +27,8 @@ from mlmx.objectives.objective import Objective, Output
 class MaskedCollator(Collator):
     """Selects tokens by a policy and corrupts them.
 
-    Adds to the batch ``selected`` (P,) int64, the positions to predict, and ``targets`` (P,) int64, the tokens that stood there.
+    Adds to the batch ``selected`` (P,) int64, the positions to predict, and ``targets`` (P,) int64, the tokens that stood there;
+    with a policy that knows types of words also ``in_entities`` (P,) bool, whether the token's word has one of them.
 
     Attributes:
         policy: selects the tokens.
@@ -39,8 +38,6 @@ class MaskedCollator(Collator):
         view: what a row is.
         separator: how the sides of a pair are joined.
         position_reset: whether positions start at 0 again with the second side of a pair.
-        marked_tags: layer -> classes; selected tokens of any of them are counted by the metric ``selected_in_entities``. None
-            for objectives without annotation.
     """
 
     policy: Policy
@@ -50,45 +47,24 @@ class MaskedCollator(Collator):
     view: Literal["segment", "pair"] = "segment"
     separator: Separator = "template"
     position_reset: bool = False
-    marked_tags: Mapping[str, frozenset[int]] | None = None
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
-        selection = self.select(rows, context)
-        extra: dict[str, NDArray[np.generic]] = {}
-        if self.marked_tags is not None:
-            extra["in_entities"] = self._marked(rows)[selection.positions]
+        draws = Draws(context.keys)
+        selection = self.policy(rows, draws)
+        input_ids = corrupt(
+            rows.input_ids, selection, draws, corruption=self.corruption, mask_id=self.mask_id, ordinary_ids=self.ordinary_ids
+        )
+        extra = {} if selection.typed is None else {"in_entities": selection.typed}
         return packed_batch(
             rows,
             context,
             counts={"mlm": len(selection.positions)},
-            input_ids=self.corrupt(rows, selection, context),
-            position_ids=positions_of_sides(rows) if self.position_reset else None,
+            input_ids=input_ids,
+            position_ids=positions_of_sides(rows) if self.position_reset and self.view == "pair" else None,
             selected=selection.positions,
             targets=rows.input_ids[selection.positions],
             **extra,
         )
-
-    def select(self, rows: TokenRows, context: BatchContext) -> Selection:
-        """Return which tokens are to be predicted."""
-        return self.policy(rows, context.keys)
-
-    def corrupt(self, rows: TokenRows, selection: Selection, context: BatchContext) -> NDArray[np.int64]:
-        """Return the ids (T,) with the selected tokens replaced."""
-        return corrupt(
-            rows.input_ids,
-            selection,
-            context.keys,
-            corruption=self.corruption,
-            mask_id=self.mask_id,
-            ordinary_ids=self.ordinary_ids,
-        )
-
-    def _marked(self, rows: TokenRows) -> NDArray[np.bool_]:
-        assert self.marked_tags is not None
-        marked = np.zeros(len(rows.input_ids), bool)
-        for layer, classes in self.marked_tags.items():
-            marked |= np.isin(rows.tags[layer], list(classes))
-        return marked
 
 
 class MaskedObjective(Objective):
@@ -116,14 +92,12 @@ class MaskedObjective(Objective):
         assert self.encoder.head is not None
         selected, targets = batch.tensors["selected"], batch.tensors["targets"]
         # Only selected tokens reach the head: over a large vocabulary it costs more than the encoder.
-        logits = self.encoder.head(self.encoder(batch)[selected])
-        # Half precision is too coarse to sum in.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(logits, targets, reduction="sum")
+        hidden = self.encoder(batch)[selected]
+        loss, num_right = cross_entropy(self.encoder.head, hidden, targets, vocab_size=self.encoder.vocabulary.size)
         # Filled on the device: copying a number there would wait for it.
         count = targets.new_full((), len(targets))
         metrics: dict[str, tuple[Tensor, Tensor]] = {
-            "accuracy": ((logits.argmax(-1) == targets).sum(), count),
+            "accuracy": (num_right, count),
             "selected_ratio": (count, targets.new_full((), batch.num_tokens)),
         }
         if (in_entities := batch.tensors.get("in_entities")) is not None:
@@ -139,7 +113,6 @@ def masked_collator(
     view: Literal["segment", "pair"] = "segment",
     separator: Separator = "template",
     position_reset: bool = False,
-    marked_tags: Mapping[str, frozenset[int]] | None = None,
 ) -> MaskedCollator:
     """Return the collator for an encoder's vocabulary.
 
@@ -157,7 +130,6 @@ def masked_collator(
         view=view,
         separator=separator,
         position_reset=position_reset,
-        marked_tags=marked_tags,
     )
 
 
@@ -186,9 +158,6 @@ def resolve_view(view: Literal["segment", "pair", "corpus"], corpus: CorpusInfo)
 
 def positions_of_sides(rows: TokenRows) -> NDArray[np.int64]:
     """Return (T,) positions that start at 0 with each side of each row."""
-    index = np.arange(len(rows.input_ids))
-    begins = np.zeros(len(index), bool)
-    begins[rows.cu_seqlens[:-1][rows.lengths > 0]] = True
-    begins[1:] |= rows.segments[1:] != rows.segments[:-1]
-    starts = np.flatnonzero(begins)
-    return index - np.repeat(starts, np.diff(starts, append=len(index)))
+    edges = run_edges(rows.segments, rows.cu_seqlens)
+    starts = edges[:-1]
+    return np.arange(edges[-1]) - starts.repeat(edges[1:] - starts)

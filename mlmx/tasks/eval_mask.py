@@ -22,6 +22,7 @@ from mlmx.data.rows_from_text import TextRows
 from mlmx.errors import user_error
 from mlmx.masking.corrupt import Corruption, corrupt
 from mlmx.masking.select import BernoulliTokens
+from mlmx.masking.units import Draws
 from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import batches_by_length
 from mlmx.objectives.objective import Objective
@@ -137,11 +138,12 @@ class EvalMask(Task):
         for indices in batches_by_length(rows.lengths, self.batch_tokens):
             taken = rows.take(indices)
             keys = keyed.row_keys(seed=self.seed, epoch=0, row_ids=indices)
-            selection = self.select(taken, keys)
+            draws = Draws(keys)
+            selection = self.select(taken, draws)
             input_ids = corrupt(
                 taken.input_ids,
                 selection,
-                keys,
+                draws,
                 corruption=self.corruption,
                 mask_id=vocabulary.mask_id,
                 ordinary_ids=vocabulary.ordinary_ids,

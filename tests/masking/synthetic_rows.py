@@ -8,6 +8,7 @@ import numpy as np
 
 from mlmx.data.rows import TokenRows
 from mlmx.keyed import row_keys
+from mlmx.masking.units import Draws
 
 CLS, SEP, MASK, FIRST_ORDINARY = 1, 2, 3, 4
 VOCABULARY = 1000
@@ -37,8 +38,8 @@ def make_rows(sizes: Sequence[Sequence[int]], tags: dict[str, Sequence[Sequence[
     )
 
 
-def keys_of(rows: TokenRows, seed: int = 0, epoch: int = 0) -> np.ndarray:
-    return row_keys(seed=seed, epoch=epoch, row_ids=rows.row_ids)
+def draws_of(rows: TokenRows, seed: int = 0, epoch: int = 0) -> Draws:
+    return Draws(row_keys(seed=seed, epoch=epoch, row_ids=rows.row_ids))
 
 
 def random_sizes(num_rows: int, least: int, most: int, pieces: int = 4, seed: int = 3) -> list[list[int]]:

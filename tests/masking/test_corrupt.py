@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
-from synthetic_rows import FIRST_ORDINARY, MASK, VOCABULARY, keys_of, make_rows, random_sizes
+from synthetic_rows import FIRST_ORDINARY, MASK, VOCABULARY, draws_of, make_rows, random_sizes
 
 from mlmx.masking.corrupt import Corruption, corrupt
 from mlmx.masking.select import BernoulliTokens, WholeWords
@@ -17,7 +17,7 @@ def corrupted(rows, selection, mask, random, keep, seed=0):
     return corrupt(
         rows.input_ids,
         selection,
-        keys_of(rows, seed),
+        draws_of(rows, seed),
         corruption=Corruption(mask, random, keep),
         mask_id=MASK,
         ordinary_ids=ORDINARY,
@@ -27,7 +27,7 @@ def corrupted(rows, selection, mask, random, keep, seed=0):
 @pytest.fixture(scope="module")
 def selected():
     rows = make_rows(random_sizes(4000, 20, 40))
-    selection = BernoulliTokens(0.5)(rows, keys_of(rows))
+    selection = BernoulliTokens(0.5)(rows, draws_of(rows))
     assert len(selection.positions) > 1e5
     return rows, selection
 
@@ -73,7 +73,7 @@ def test_extremes_leave_nothing_to_chance(selected, parts, expected):
 
 def test_a_word_is_masked_replaced_or_kept_as_a_whole():
     rows = make_rows([[5, 3, 4, 2]] * 500)
-    selection = WholeWords(0.6, False, "overshoot")(rows, keys_of(rows))
+    selection = WholeWords(0.6, False, "overshoot")(rows, draws_of(rows))
     ids = corrupted(rows, selection, 0.4, 0.3, 0.3)
     masked = (ids == MASK)[selection.positions]
     kept = (ids == rows.input_ids)[selection.positions]
@@ -91,7 +91,7 @@ def test_a_word_is_masked_replaced_or_kept_as_a_whole():
 def test_worked_by_hand():
     # One row of 3 ordinary tokens, all of them selected, the fate of each following from its draw.
     rows = make_rows([[1, 1, 1]])
-    selection = BernoulliTokens(1.0)(rows, keys_of(rows))
+    selection = BernoulliTokens(1.0)(rows, draws_of(rows))
     assert selection.positions.tolist() == [1, 2, 3]
     assert corrupted(rows, selection, 1.0, 0.0, 0.0).tolist() == [1, MASK, MASK, MASK, 2]
     assert corrupted(rows, selection, 0.0, 0.0, 1.0).tolist() == rows.input_ids.tolist()

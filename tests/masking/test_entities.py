@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_rows import keys_of, make_rows, per_row
+from synthetic_rows import draws_of, make_rows, per_row
 
 from mlmx.masking.entities import EntitiesFirst, UnitType
 from mlmx.masking.select import OnePiecePerWord
-from mlmx.masking.units import random_order, unit_keys
+from mlmx.masking.units import random_order
 
 NAMES = UnitType("entity", frozenset({1, 2}), 1.0)
 VERBS = UnitType("pos", frozenset({1}), 1.0)
@@ -93,19 +93,19 @@ types_strategy = st.lists(
 def test_equals_the_walk_word_by_word(words, types, ratio, order, fill, parity, seed):
     sizes, entity, pos = (list(column) for column in zip(*words, strict=True))
     rows = make_rows([sizes], {"entity": [entity], "pos": [pos], "entity_start": [[1] * len(sizes)]})
-    keys = keys_of(rows, seed)
+    draws = draws_of(rows, seed)
     index = np.arange(len(sizes))
-    shuffled = random_order(np.zeros_like(index), unit_keys(keys, np.zeros_like(index), index, "select"))
+    shuffled = random_order(np.zeros_like(index), draws.of(("select",), np.zeros_like(index), index)[0])
     tags = {"entity": np.array(entity)[shuffled], "pos": np.array(pos)[shuffled]}
     expected = walk([sizes[i] for i in shuffled], tags, len(rows.words), types, ratio, order, fill, parity)
-    selection = policy(types, ratio, "word", order, fill, parity)(rows, keys)
+    selection = policy(types, ratio, "word", order, fill, parity)(rows, draws)
     assert rows.words[selection.positions].tolist() == sorted(shuffled[expected].tolist())
 
 
 def test_backfill_meets_the_budget_whatever_the_share():
     for share in (0.0, 0.1, 0.2, 0.6, 1.0):
         rows = rows_with_entities(share)
-        counts = per_row(rows, policy()(rows, keys_of(rows)).positions)
+        counts = per_row(rows, policy()(rows, draws_of(rows)).positions)
         budget = np.maximum(1, np.rint(0.15 * rows.lengths))
         np.testing.assert_array_equal(counts, np.minimum(budget, num_words_per_row(rows)))
 
@@ -114,22 +114,22 @@ def test_backfill_meets_the_budget_whatever_the_share():
 def test_released_code_fills_less(share, rate):
     # Rates that a simulation of the released rule gave.
     rows = rows_with_entities(share, num_rows=6000)
-    selection = policy(parity="released_code")(rows, keys_of(rows))
+    selection = policy(parity="released_code")(rows, draws_of(rows))
     assert len(selection.positions) / len(rows.words) == pytest.approx(rate, abs=0.0025)
 
 
 def test_entities_take_most_of_the_budget():
     rows = rows_with_entities(0.2)
-    control = OnePiecePerWord(0.15, True)(rows, keys_of(rows))
+    control = OnePiecePerWord(0.15, True)(rows, draws_of(rows))
     assert share_in_entities(rows, control) == pytest.approx(0.2, abs=0.02)
-    assert share_in_entities(rows, policy()(rows, keys_of(rows))) == pytest.approx(0.62, abs=0.03)
+    assert share_in_entities(rows, policy()(rows, draws_of(rows))) == pytest.approx(0.62, abs=0.03)
     rows = rows_with_entities(0.4)
-    assert share_in_entities(rows, policy()(rows, keys_of(rows))) == pytest.approx(0.96, abs=0.02)
+    assert share_in_entities(rows, policy()(rows, draws_of(rows))) == pytest.approx(0.96, abs=0.02)
 
 
 def test_no_fill_selects_entities_only():
     rows = rows_with_entities(0.05)
-    selection = policy(fill="none")(rows, keys_of(rows))
+    selection = policy(fill="none")(rows, draws_of(rows))
     assert share_in_entities(rows, selection) == 1
     # Rows without an entity select nothing.
     assert per_row(rows, selection.positions).min() == 0
@@ -138,7 +138,7 @@ def test_no_fill_selects_entities_only():
 def test_one_piece_per_word_at_most():
     rows = rows_with_entities(0.3)
     for rule in ("word", "span"):
-        positions = policy(rule=rule)(rows, keys_of(rows)).positions
+        positions = policy(rule=rule)(rows, draws_of(rows)).positions
         word = rows.row_of_token[positions] * 100 + rows.words[positions]
         assert len(np.unique(word)) == len(word)
 
@@ -147,9 +147,9 @@ def test_a_span_gives_one_piece_a_word_each_its_own():
     # Three names: words 1 to 3 (of 2, 1 and 3 pieces), word 4 (another begins), word 6.
     row = {"entity": [0, 1, 1, 1, 1, 0, 1, 0], "entity_start": [0, 1, 0, 0, 1, 0, 1, 0]}
     rows = make_rows([[1, 2, 1, 3, 1, 1, 1, 1]] * 600, {layer: [values] * 600 for layer, values in row.items()})
-    spans = policy(ratio=1.0, rule="span", fill="none")(rows, keys_of(rows))
+    spans = policy(ratio=1.0, rule="span", fill="none")(rows, draws_of(rows))
     assert set(per_row(rows, spans.positions)) == {3}
-    words = policy(ratio=1.0, rule="word", fill="none")(rows, keys_of(rows))
+    words = policy(ratio=1.0, rule="word", fill="none")(rows, draws_of(rows))
     assert set(per_row(rows, words.positions)) == {5}
     # Each of the first name's six pieces (places 2 to 7) is as likely as the others.
     counts = np.bincount(spans.places, minlength=13)
@@ -161,27 +161,27 @@ def test_a_span_gives_one_piece_a_word_each_its_own():
 def test_spans_end_with_their_class_and_their_row():
     tags = {"entity": [[1, 2], [2, 1]], "entity_start": [[1, 0], [0, 1]]}
     rows = make_rows([[1, 1], [1, 1]], tags)
-    assert len(policy(ratio=1.0, rule="span", fill="none")(rows, keys_of(rows)).positions) == 4
+    assert len(policy(ratio=1.0, rule="span", fill="none")(rows, draws_of(rows)).positions) == 4
 
 
 def test_caps_count_pieces_and_bound_units():
     # Ten names of one piece: a cap of 0.3 lets three of them come first; with no fill, that is all.
     rows = make_rows([[1] * 10] * 20, {"entity": [[1] * 10] * 20, "entity_start": [[1] * 10] * 20})
     capped = policy([UnitType("entity", frozenset({1}), 0.3)], ratio=1.0, fill="none")
-    assert set(per_row(rows, capped(rows, keys_of(rows)).positions)) == {3}
+    assert set(per_row(rows, capped(rows, draws_of(rows)).positions)) == {3}
     # Of two pieces each, 0.3 * 20 pieces are six: the cap is counted in pieces and used up by words.
     rows = make_rows([[2] * 10] * 20, {"entity": [[1] * 10] * 20, "entity_start": [[1] * 10] * 20})
-    assert set(per_row(rows, capped(rows, keys_of(rows)).positions)) == {6}
+    assert set(per_row(rows, capped(rows, draws_of(rows)).positions)) == {6}
 
 
 def test_by_type_exhausts_the_first_type():
     # Budget round(0.15 * 20) = 3: two names and, of eight verbs, one.
     tags = {"entity": [[1, 1] + [0] * 16] * 50, "entity_start": [[1, 1] + [0] * 16] * 50, "pos": [[0, 0] + [1] * 8 + [2] * 8] * 50}
     rows = make_rows([[1] * 18] * 50, tags)
-    selection = policy([NAMES, VERBS], order="by_type")(rows, keys_of(rows))
+    selection = policy([NAMES, VERBS], order="by_type")(rows, draws_of(rows))
     names = per_row(rows, selection.positions[rows.tags["entity"][selection.positions] > 0])
     verbs = per_row(rows, selection.positions[rows.tags["pos"][selection.positions] == 1])
     assert set(names) == {2}
     assert set(verbs) == {1}
-    shared = policy([NAMES, VERBS])(rows, keys_of(rows))
+    shared = policy([NAMES, VERBS])(rows, draws_of(rows))
     assert per_row(rows, shared.positions[rows.tags["entity"][shared.positions] > 0]).mean() < 1.5
