@@ -21,9 +21,11 @@ from mlmx.keyed import fold, stream, uniform
 ACCEPTABILITY = ("unacceptable", "acceptable")
 PARAPHRASE = ("different", "paraphrase")
 ENTAILMENT = ("entailment", "neutral", "contradiction")
-MAX_SIMILARITY = 5
+MAX_SIMILARITY = 5  # one for each of _SLOTS
 
+_TENSES = ("past", "present", "future")
 _NAMED = ("person", "organisation")
+_SLOTS = ("agent", "action", "patient", "tense", "negated")
 _CIRCUMSTANCES = ("place", "time", "year", "agent.quality", "patient.quality")
 # Premise and hypothesis negated or not, and which of them says more, by what that makes of the pair: what happened happened with
 # fewer circumstances told too; what did not happen did not happen in any.
@@ -57,9 +59,9 @@ def acceptability_examples(*, seed: int, split: str, num_examples: int) -> list[
 
 
 def paraphrase_examples(*, seed: int, split: str, num_examples: int) -> list[tuple[tuple[str, str], str]]:
-    """Return pairs that tell the same event, with another stress, comment or name, or one that differs in who, what or whether.
+    """Return pairs that tell the same event, with another stress, comment or name, or one that differs in whether, when or what.
 
-    Where names act upon names, half of what differs is who does it to whom, with the same words.
+    Where names act upon names, half of the different ones differ in who does it to whom, in the same words.
 
     Args:
         seed: of the world.
@@ -72,7 +74,7 @@ def paraphrase_examples(*, seed: int, split: str, num_examples: int) -> list[tup
     for event in events:
         if len(examples) == num_examples:
             break
-        event = replace(event, negated=bool(_chosen(seed, event, "negated", 2)))
+        event = _plain(seed, event)
         label = PARAPHRASE[_chosen(seed, event, "paraphrase", 2)]
         other = event if label == "paraphrase" else _different(seed, event, next(events))
         sides = [_retold(seed, told, side) for side, told in enumerate((event, other))]
@@ -108,7 +110,7 @@ def entailment_examples(*, seed: int, split: str, num_examples: int) -> list[tup
 
 
 def similarity_examples(*, seed: int, split: str, num_examples: int) -> list[tuple[tuple[str, str], float]]:
-    """Return pairs that have 0 to 5 of these in common: who acts, what is done, to whom, when, and the rest that is told.
+    """Return pairs that have 0 to 5 of these in common: who acts, what is done, to whom, when, and whether it happens.
 
     Args:
         seed: of the world.
@@ -121,12 +123,13 @@ def similarity_examples(*, seed: int, split: str, num_examples: int) -> list[tup
     for event, stranger in zip(events, events, strict=False):
         if len(examples) == num_examples:
             break
+        first, second = (_plain(seed, one) for one in (event, stranger))
         num_kept = _chosen(seed, event, "kept", MAX_SIMILARITY + 1)
-        ranks = [_draw(seed, event, f"rank {slot}") for slot in range(MAX_SIMILARITY)]
-        kept = [rank in sorted(ranks)[:num_kept] for rank in ranks]
-        other = _mixture(event, stranger, kept)
-        common = sum(mine == theirs for mine, theirs in zip(_slots(event), _slots(other), strict=True))
-        examples.append((_texts(world, [event, other], len(examples)), float(common)))
+        ranks = {slot: _draw(seed, event, f"rank {slot}") for slot in _SLOTS}
+        kept = sorted(_SLOTS, key=lambda slot: ranks[slot])[:num_kept]
+        other = replace(first, **{slot: getattr(first if slot in kept else second, slot) for slot in _SLOTS})
+        common = sum(getattr(first, slot) == getattr(other, slot) for slot in _SLOTS)
+        examples.append((_texts(world, [first, other], len(examples)), float(common)))
     return examples
 
 
@@ -171,18 +174,18 @@ def _retold(seed: int, event: Event, side: int) -> Event:
 
 
 def _different(seed: int, event: Event, stranger: Event) -> Event:
-    """Return an event that differs in who does it to whom, in what is done, in whom or what it is done to, or in whether it is."""
+    """Return an event that differs in who does it to whom, in whether or when it happens, or in what is done to what."""
     by_names = event.agent.concept.kind in _NAMED and event.patient.concept.kind in _NAMED
     if by_names and _chosen(seed, event, "exchanged", 2):
         return replace(event, agent=event.patient, patient=event.agent)
     which = _chosen(seed, event, "different", 3)
-    if which == 0:
+    same = stranger.action == event.action or stranger.patient.concept in (event.patient.concept, event.agent.concept)
+    if which == 0 or (which == 2 and same):
         return replace(event, negated=not event.negated)
-    if which == 1 and stranger.action != event.action:
-        return replace(event, action=stranger.action)
-    if stranger.patient.concept not in (event.patient.concept, event.agent.concept):
-        return replace(event, patient=stranger.patient)
-    return replace(event, negated=not event.negated)
+    if which == 1:
+        other = [tense for tense in _TENSES if tense != event.tense]
+        return replace(event, tense=other[_chosen(seed, event, "other tense", 2)])
+    return replace(event, action=stranger.action, patient=stranger.patient)
 
 
 def _circumstance(event: Event, part: str) -> object:
@@ -198,27 +201,14 @@ def _without(event: Event, part: str) -> Event:
     return replace(event, **{part: None})  # type: ignore[arg-type]
 
 
-def _slots(event: Event) -> tuple[object, ...]:
-    """Return who acts, what is done, to whom, when, and the rest."""
-    rest = (event.negated, event.place, event.manner, event.contrast, event.comment)
-    return event.agent, event.action, event.patient, (event.tense, event.time, event.year), rest
-
-
-def _mixture(event: Event, stranger: Event, kept: Sequence[bool]) -> Event:
-    """Return an event with the slots of one event where ``kept`` says so, and of another elsewhere."""
-    agent, action, patient, when, rest = (event if keep else stranger for keep in kept)
+def _plain(seed: int, event: Event) -> Event:
+    """Return an event without what agrees with its tense and polarity, which are drawn anew, each as frequent as the others."""
     return replace(
-        stranger,
-        agent=agent.agent,
-        action=action.action,
-        patient=patient.patient,
-        tense=when.tense,
-        time=when.time,
-        year=when.year,
-        negated=rest.negated,
-        place=rest.place,
-        manner=rest.manner,
-        contrast=rest.contrast,
-        comment=rest.comment,
+        event,
+        negated=bool(_chosen(seed, event, "negated", 2)),
+        tense=_TENSES[_chosen(seed, event, "tense", 3)],
+        time=None,
+        year=None,
+        comment=None,
         focus=None,
     )
