@@ -24,7 +24,7 @@ from mlmx.models.pooling import Pooling, pool
 
 
 def embed_rows(encoder: Encoder, batch: Batch, *, pooling: Pooling, chunk_tokens: int | None) -> Tensor:
-    """Return the pooled vectors of a batch's rows, (S, D) float32.
+    """Return the pooled vectors of a batch's rows, (S, D) in float32 or better.
 
     Source: gradient caching (Gao et al., arXiv 2101.06983). Where the batch has more than ``chunk_tokens`` tokens, it is cut into
     chunks; their activations are not kept but computed again in the backward pass, one chunk at a time, with the same dropout. So
@@ -71,7 +71,7 @@ def contrastive_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the summed cross-entropy, in nats, of choosing each query's target among all candidates, and how many are right.
 
-    Source: InfoNCE (van den Oord et al., arXiv 1807.03748, equation 4), with similarities in float32.
+    Source: InfoNCE (van den Oord et al., arXiv 1807.03748, equation 4), with similarities in float32 or better.
 
     Args:
         queries_ND: (N, D).
@@ -81,7 +81,7 @@ def contrastive_loss(
         left_out_NM: (N, M) True where a candidate is no negative of a query; its target never is.
     """
     with torch.autocast(queries_ND.device.type, enabled=False):
-        logits_NM = queries_ND.float() @ candidates_MD.float().T / temperature
+        logits_NM = _precise(queries_ND) @ _precise(candidates_MD).T / temperature
     if left_out_NM is not None:
         logits_NM = logits_NM.masked_fill(left_out_NM, -torch.inf)
     loss = F.cross_entropy(logits_NM, targets_N, reduction="sum")
@@ -107,7 +107,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _embed(encoder: Encoder, batch: Batch, pooling: Pooling) -> Tensor:
-    return pool(encoder(batch).float(), batch.tensors["cu_seqlens"], pooling)
+    return pool(_precise(encoder(batch)), batch.tensors["cu_seqlens"], pooling)
 
 
 def _rows_of(batch: Batch, rows: Tensor) -> Batch:
@@ -120,6 +120,10 @@ def _rows_of(batch: Batch, rows: Tensor) -> Batch:
     tensors = {name: batch.tensors[name][tokens.to(device)] for name in ("input_ids", "position_ids")}
     tensors["cu_seqlens"] = F.pad(ends, (1, 0)).int().to(device)
     return replace(batch, tensors=tensors, keys=batch.keys[rows.to(device)], max_seqlen=int(lengths.max()))
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _everyones(number: int, device: torch.device) -> list[int]:

@@ -191,10 +191,11 @@ class HubTable:
         place = f"{self.name}[{'/'.join(filter(None, (self.config, split)))}]"
         try:
             table = datasets.load_dataset(self.name, self.config, split=split, revision=revision, streaming=True)
+            for number, record in enumerate(table):
+                yield f"{place}:{number}", record
         except (ValueError, FileNotFoundError, ConnectionError, RuntimeError) as error:
             # `datasets` names what there is: configurations, splits, files; and that it runs no scripts.
             raise user_error(place, f"cannot be loaded: {error}") from error
-        return ((f"{place}:{number}", record) for number, record in enumerate(table))
 
 
 class RetrievalHub(BeirData):
