@@ -32,8 +32,8 @@ _LISTED_DOCUMENTS = 10  # of a ranking, in a prediction
 class Retrieval(Task):
     """Retrieval as BEIR measures it: nDCG@10, MRR@10, Recall@100, Recall@1000 and MAP of exact search over embeddings.
 
-    Values are those of trec_eval, by ``ir_measures``: means over all queries, where a query without results has 0. Beside them
-    stand those of BM25 on the same data, ``bm25_ndcg_at_10`` and so on.
+    Values are those of trec_eval (MRR of MS MARCO's script), by ``ir_measures``: means over all queries, where a query without
+    results has 0. Beside them stand those of BM25 on the same data, ``bm25_ndcg_at_10`` and so on.
 
     In its stage's directory an evaluation leaves the rankings in TREC's format, ``run.<split>.trec`` and ``bm25.<split>.trec``, and
     the embeddings of the documents, ``index/<content>.npy``, named by the hash of all that they depend on: an evaluation that was
