@@ -49,22 +49,22 @@ def group(runs: Sequence[Run]) -> Grouped:
     """Group runs by configuration but for the seed.
 
     A run is judged by several tasks, and runs of one configuration need not share all of them. So the settings of a task tell rows
-    apart only where that task was given different settings in different runs.
+    apart only where that task came to scores with different settings in different runs.
 
     Args:
         runs: oldest first.
     """
     variants: dict[str, set[str]] = {}
     for run in runs:
-        for task, node in run.tasks.items():
-            variants.setdefault(task, set()).add(canonical(node))
+        for task in {score.key.task for score in run.scores} & run.tasks.keys():
+            variants.setdefault(task, set()).add(canonical(run.tasks[task]))
     rows: dict[str, Row] = {}
     notes = []
     repeated: set[str] = set()
     for run in runs:
         row_of_task = {}
         for task, node in run.tasks.items():
-            shown = {task: node} if len(variants[task]) > 1 else {}
+            shown = {task: node} if len(variants.get(task, ())) > 1 else {}
             settings = {**run.settings, "task": shown}
             row = row_of_task[task] = rows.setdefault(canonical(settings), Row(settings))
             row.tasks.add(task)
