@@ -7,74 +7,21 @@ every stage of the chain has its own complete nodes, so that nothing below has t
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from mlmx.build import MISSING, NonNegative, Positive, PositiveFloat, is_node
+from mlmx.build import MISSING, is_node
 from mlmx.errors import Problem, nearest
 from mlmx.inputs import path_problems, resolve_paths
 from mlmx.secret import secret_problems
+from mlmx.settings import NO_NAME, Settings, is_name, settings_problems
 
 STAGE_GROUPS = ("objective", "corpus", "annotator", "trainer")
 # Where mistakes leave nothing to resolve.
 _STRUCTURE = ("chain", "stages", "model", "task", "plugins", "outputs", *STAGE_GROUPS)
-# Names become parts of the names of directories.
-_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$"
-_NO_NAME = "is no name: letters, digits and _ . + - are allowed, and the first is a letter, a digit or _."
-_Name = Annotated[str, Field(pattern=_NAME)]
-
-
-class Parallel(BaseModel):
-    """How a stage is spread over processes; without effect on results."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    num_processes: Positive
-    num_nodes: Positive
-    rendezvous: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+:[0-9]+$")] | None
-    num_shards: Positive
-    device: Literal["auto", "cpu", "cuda"]
-    num_threads: Positive | None
-    max_restarts: NonNegative
-    timeout_seconds: Positive
-    time_limit_minutes: PositiveFloat | None
-    peak_flops: PositiveFloat | None
-
-
-class Tracker(BaseModel):
-    """Where metrics are shown besides ``metrics.jsonl``."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    mode: Literal["auto", "online", "offline", "disabled"]
-    project: str
-    entity: str | None
-
-
-class Settings(BaseModel):
-    """What stands at the top of a config; components are checked against their constructors when they are needed."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    name: _Name
-    seed: NonNegative
-    chain: list[_Name]
-    stages: dict[str, dict[str, Any]]
-    outputs: str
-    inputs: dict[str, str]
-    plugins: list[str]
-    sweep_metric: Annotated[str, Field(pattern=r"^[^/]+/[^/]+/[^/]+$")] | None
-    parallel: Parallel
-    tracker: Tracker
-    model: dict[str, Any]
-    objective: dict[str, Any] | None
-    corpus: dict[str, Any]
-    annotator: dict[str, Any] | None
-    trainer: dict[str, Any]
-    task: dict[str, dict[str, Any]]
 
 
 def freeze(
@@ -93,7 +40,7 @@ def freeze(
     """
     config = copy.deepcopy(dict(composed))
     config["annotator"] = config.get("annotator") or None
-    problems = _settings_problems(config)
+    problems = settings_problems(config)
     if any(problem.where.partition(".")[0] in _STRUCTURE for problem in problems):
         return config, problems
     _name_nodes(config, choices)
@@ -133,8 +80,8 @@ def _name_problems(stages: Mapping[str, Mapping[str, Any]], places: Mapping[tupl
     """A component's ``_name_`` is its option's, unless a config of the user's gives another."""
     for stage, groups in stages.items():
         for group, node in groups.items():
-            if node is not None and not _is_name(node.get("_name_", "custom")):
-                yield Problem(f"{places[stage, group]}._name_", f"{node['_name_']!r} {_NO_NAME}")
+            if node is not None and not is_name(node.get("_name_", "custom")):
+                yield Problem(f"{places[stage, group]}._name_", f"{node['_name_']!r} {NO_NAME}")
 
 
 def _narrow(config: dict[str, Any], command: str, overridden: Collection[str]) -> Iterator[Problem]:
@@ -158,69 +105,6 @@ def component_nodes(frozen: Mapping[str, Any]) -> Iterator[tuple[str, str, Mappi
         yield f"task.{name}", "task", {key: value for key, value in node.items() if key != "trainer"}
         if "trainer" in node:
             yield f"task.{name}.trainer", "trainer", node["trainer"]
-
-
-def _settings_problems(config: Mapping[str, Any]) -> list[Problem]:
-    problems = []
-    try:
-        Settings.model_validate_json(json.dumps(config))
-    except ValidationError as error:
-        for detail in error.errors():
-            where = ".".join(map(str, detail["loc"]))
-            if detail["type"] == "extra_forbidden":
-                siblings = _siblings(detail["loc"])
-                told = f"no such setting; there are {', '.join(siblings)}."
-                problems.append(Problem(where, told, nearest(str(detail["loc"][-1]), siblings)))
-            elif detail["type"] == "missing":
-                problems.append(Problem(where, "missing."))
-            elif detail["input"] == MISSING:
-                problems.append(Problem(where, "must be given."))
-            else:
-                allowed = re.findall(r"'([^']*)'", detail["msg"]) if detail["type"] == "literal_error" else []
-                hint = nearest(str(detail["input"]), allowed)
-                problems.append(Problem(where, f"{json.dumps(detail['input'])} is not valid: {detail['msg']}.", hint))
-    task = config.get("task")
-    for name, node in task.items() if isinstance(task, Mapping) else ():
-        if not _is_name(name):
-            problems.append(Problem(f"task.{name}", _NO_NAME))
-        elif not is_node(node):
-            told = (
-                f"is no task: it has no _target_. If it is not selected, select it (task=[...,{name}]) or leave its settings out; "
-                "if it is, its YAML must start with `# @package task.<name>`."
-            )
-            problems.append(Problem(f"task.{name}", told))
-        elif node.get("name", name) not in (name, MISSING):
-            told = f"{node['name']!r} is not the task's own name, and its scores would be reported under it; set it to {name}."
-            problems.append(Problem(f"task.{name}.name", told))
-    plugins = config.get("plugins")
-    problems += [
-        Problem("plugins", f"there is no package {package!r} in this environment.")
-        for package in (plugins if isinstance(plugins, list) else ())
-        if isinstance(package, str) and not _importable(package)
-    ]
-    parallel = config.get("parallel")
-    if isinstance(parallel, Mapping) and isinstance(nodes := parallel.get("num_nodes"), int):
-        if nodes > 1 and parallel.get("rendezvous") is None:
-            problems.append(Problem("parallel.rendezvous", f"must be given for {nodes} nodes: <host of one of them>:<free port>."))
-        elif nodes == 1 and parallel.get("rendezvous") is not None:
-            problems.append(Problem("parallel.rendezvous", "has no effect on one node: parallel.num_nodes is 1."))
-    chain = config.get("chain")
-    if isinstance(chain, list) and len(set(map(str, chain))) < len(chain):
-        problems.append(Problem("chain", f"{chain} names a stage twice."))
-    return problems
-
-
-def _is_name(text: object) -> bool:
-    return isinstance(text, str) and re.fullmatch(_NAME[1:-1], text) is not None
-
-
-def _importable(package: str) -> bool:
-    return package.isidentifier() and importlib.util.find_spec(package) is not None
-
-
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = {"parallel": Parallel, "tracker": Tracker}.get(str(location[0]), Settings) if len(location) > 1 else Settings
-    return list(model.model_fields)
 
 
 def _name_nodes(config: dict[str, Any], choices: Mapping[str, Any]) -> None:

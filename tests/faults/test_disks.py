@@ -67,9 +67,9 @@ def test_a_real_chain_on_a_disk_that_is_too_small(finished, tmp_path):
     settings = [*BITEXT, "trainer.checkpoint_every_steps=2"]
     with small_disk(tmp_path / "disk", "1200k") as disk:
         said = mlmx(*settings, outputs=disk / "outputs", code=2)
+        assert "error: outputs: " in said
         assert "No space left on device" in said
-        assert "type the command again" in said
-        assert "Traceback" not in said.rpartition("error: ")[2]
+        assert "Traceback" not in said
         assert not [one for one in stages(disk / "outputs", "pretrain") if one.finished]
         assert not running(disk)
         make_larger(disk, "100m")

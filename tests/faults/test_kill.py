@@ -2,18 +2,19 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 
 import psutil
 import pytest
 
 from mlmx.driver.lease import registered_workers
+from tests.faults.test_damage import flip
 from tests.integration.chains import BOTH_TASKS, ROOT, SECONDS, command, environment, mlmx, results, stages
 from tests.processes import running, until
 
@@ -37,7 +38,7 @@ PROMPT_SECONDS = SECONDS / 4
 
 @dataclass
 class Strike:
-    """Who is killed in which stage, and when: some seconds after it began, or (None) while it writes."""
+    """Who is killed in which stage, and when: after so many seconds of the worker's CPU time, or (None) while it writes."""
 
     stage: str
     kind: str
@@ -45,13 +46,47 @@ class Strike:
     at_worker: bool
 
 
-def durations(outputs):
-    """Return (name, kind) of the stages in the order in which they ran -> how long each took."""
-    found = {}
-    for one in sorted(stages(outputs), key=lambda one: one.status()["started"]):
-        began, ended = (datetime.fromisoformat(one.status()[key]) for key in ("started", "ended"))
-        found[one.path.name, one.config()["kind"]] = (ended - began).total_seconds()
+def workers(directory):
+    """Return the living workers of a stage."""
+    found = []
+    for pid, start in registered_workers(directory):
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            # A number that was used again is somebody else's.
+            if abs(process.create_time() - start) < 1.0 and str(directory.path) in process.cmdline():
+                found.append(process)
     return found
+
+
+def cpu_seconds(directory):
+    """Return the CPU time that the living workers of a stage have had, which tells how far they are on a busy machine too."""
+    total = 0.0
+    for process in workers(directory):
+        with suppress(psutil.Error):
+            total += sum(process.cpu_times()[:2])
+    return total
+
+
+def lives(outputs):
+    """Run the chain undisturbed; return (name, kind) of its stages in order -> how long each worked, in CPU time."""
+    outputs.mkdir(parents=True)
+    log_path = outputs.parent / "undisturbed.log"
+    most = {}
+    with log_path.open("w") as log:
+        driver = subprocess.Popen(command(*CHAIN, outputs=outputs), cwd=ROOT, env=environment(), stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 4 * SECONDS
+        while driver.poll() is None:
+            assert time.monotonic() < deadline, log_path.read_text()
+            for one in stages(outputs):
+                most[one.path.name] = max(most.get(one.path.name, 0.0), cpu_seconds(one))
+            time.sleep(0.05)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert driver.returncode == 0, log_path.read_text()
+    in_order = sorted(stages(outputs), key=lambda one: one.status()["started"])
+    return {(one.path.name, one.config()["kind"]): most[one.path.name] for one in in_order}
 
 
 def strikes(generator, undisturbed):
@@ -67,17 +102,7 @@ def strikes(generator, undisturbed):
         # Only the last preparation of a chain makes arrays.
         writing = [of_kind[-1]] * WHILE_WRITING.get(kind, 0)
         drawn += [Strike(name, kind, None, generator.random() < 0.5) for name in writing]
-    return sorted(drawn, key=lambda strike: order.index(strike.stage))
-
-
-def kill_worker(directory):
-    """Kill the worker of a stage, unless it has ended."""
-    for pid, start in registered_workers(directory):
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            # A number that was used again is somebody else's.
-            if abs(process.create_time() - start) < 1.0 and str(directory.path) in process.cmdline():
-                process.kill()
+    return sorted(drawn, key=lambda strike: (order.index(strike.stage), strike.seconds or 0.0))
 
 
 def wait_for(condition: Callable[[], object], driver, what):
@@ -85,7 +110,7 @@ def wait_for(condition: Callable[[], object], driver, what):
     deadline = time.monotonic() + SECONDS
     while not condition() and driver.poll() is None:
         assert time.monotonic() < deadline, f"not within {SECONDS} s: {what}"
-        time.sleep(0.0005)
+        time.sleep(0.001)
 
 
 def disturbed(outputs, strike):
@@ -109,7 +134,7 @@ def disturbed(outputs, strike):
         if strike.seconds is None:
             pattern = UNFINISHED[strike.kind]
             # What an earlier strike left is there before a worker is.
-            wait_for(lambda: registered_workers(directory), driver, "a worker begins")
+            wait_for(lambda: workers(directory), driver, "a worker begins")
             left = {path: path.stat().st_ctime_ns for path in directory.path.glob(pattern)}
 
             def writes():
@@ -118,10 +143,11 @@ def disturbed(outputs, strike):
 
             wait_for(writes, driver, f"{strike.stage} writes")
         else:
-            time.sleep(strike.seconds)
+            wait_for(lambda: cpu_seconds(directory) >= strike.seconds, driver, f"{strike.stage} is so far")
         if strike.at_worker:
-            wait_for(lambda: registered_workers(directory), driver, "a worker begins")
-            kill_worker(directory)
+            wait_for(lambda: workers(directory), driver, "a worker begins")
+            for process in workers(directory):
+                process.kill()
             code = driver.wait(SECONDS)
             assert code in (0, 1), log_path.read_text()
         else:
@@ -141,12 +167,12 @@ def disturbed(outputs, strike):
 def test_killed_at_twenty_random_moments_and_typed_again(tmp_path):
     seed = int(os.environ.get("MLMX_TEST_SEED") or random.randrange(1000))
     print(f"MLMX_TEST_SEED={seed}")
-    mlmx(*CHAIN, outputs=tmp_path / "undisturbed" / "outputs")
+    undisturbed = lives(tmp_path / "undisturbed" / "outputs")
     expected = results(tmp_path / "undisturbed" / "outputs")
     assert any(key.endswith("encoder/model.safetensors") for key in expected)
     outputs = tmp_path / "disturbed" / "outputs"
     outputs.mkdir(parents=True)
-    drawn = strikes(random.Random(seed), durations(tmp_path / "undisturbed" / "outputs"))
+    drawn = strikes(random.Random(seed), undisturbed)
     assert len(drawn) == 20
     num_stopped = 0
     for strike in drawn:
@@ -159,6 +185,29 @@ def test_killed_at_twenty_random_moments_and_typed_again(tmp_path):
     assert [key for key in expected if found[key] != expected[key]] == []
     assert num_stopped >= 10, "most strikes came too late; draw again with another seed"
     assert not running(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6 * SECONDS)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, prepared):
+    settings = ["task=[]", "trainer.max_steps=60", "trainer.checkpoint_every_steps=3", "trainer.keep_checkpoints=3"]
+    undisturbed = tmp_path / "undisturbed"
+    shutil.copytree(prepared, undisturbed)
+    mlmx(*settings, outputs=undisturbed)
+    with (tmp_path / "log.txt").open("w") as log:
+        driver = subprocess.Popen(command(*settings, outputs=prepared), cwd=ROOT, env=environment(), stdout=log, stderr=log)
+    try:
+        until(lambda: any((one.checkpoints_dir / "step-00000006").exists() for one in stages(prepared)), SECONDS, "two checkpoints")
+    finally:
+        driver.kill()
+        driver.wait()
+    until(lambda: not running(prepared), PROMPT_SECONDS, "nothing is left running")
+    (trained,) = stages(prepared, "pretrain")
+    newest = sorted(trained.checkpoints_dir.glob("step-*"))[-1]
+    flip(newest / "optimizer.safetensors", at=1000)
+    said = mlmx(*settings, outputs=prepared)
+    assert f"checkpoint {newest} is passed over: optimizer.safetensors is damaged" in said
+    assert results(prepared) == results(undisturbed)
 
 
 @pytest.mark.slow
