@@ -19,7 +19,7 @@ from mlmx.objectives.objective import Objective
 from mlmx.tasks.bi_encoder import Similarity
 from mlmx.tasks.bm25 import BM25
 from mlmx.tasks.retrieval_data import Collection, RetrievalData
-from mlmx.tasks.retrieval_scores import DEPTH, METRICS, Ranking, query_scores, rankings, write_run
+from mlmx.tasks.retrieval_scores import DEPTH, METRICS, QueryScores, Ranking, query_scores, random_neighbours, rankings, write_run
 from mlmx.tasks.search import Neighbours, nearest, normalised
 from mlmx.tasks.task import Evaluation, Score, Task
 from mlmx.tasks.texts import text_rows
@@ -27,6 +27,7 @@ from mlmx.tasks.texts import text_rows
 # Documents tokenised at a time: their tokens and embeddings are in memory, those of the others on disk.
 _CHUNK_DOCUMENTS = 50_000
 _LISTED_DOCUMENTS = 10  # of a ranking, in a prediction
+_BM25 = "bm25_"  # before the names of metrics
 
 
 class Retrieval(Task):
@@ -91,39 +92,46 @@ class Retrieval(Task):
         for split in self.splits:
             collection = self.data.load(split)
             # One more than is ranked, in place of the one that is called as the query is.
-            ranked, values = self._judged(collection, self._search(encoder, collection, DEPTH + 1), "run")
+            ranked = self._ranked(collection, self._search(encoder, collection, DEPTH + 1))
+            self._write_run(collection, ranked, "run")
+            values = query_scores(collection.judged, ranked)
             if self.bm25 is not None:
                 found = self.bm25.search(collection.queries, collection.documents, DEPTH + 1)
-                for query, of_query in self._judged(collection, found, "bm25", least_score=0.0)[1].items():
-                    values[query] |= {f"bm25_{metric}": value for metric, value in of_query.items()}
-            scores += self._scores(values, split)
+                by_words = self._ranked(collection, found, least_score=0.0)
+                self._write_run(collection, by_words, "bm25")
+                for query, of_query in query_scores(collection.judged, by_words).items():
+                    values[query] |= {f"{_BM25}{metric}": value for metric, value in of_query.items()}
+            chance = random_neighbours(len(collection.queries), len(collection.documents))
+            scores += self._scores(values, query_scores(collection.judged, self._ranked(collection, chance)), split)
             predictions += [
                 {"id": query, "split": split, "documents": list(ranked[query])[:_LISTED_DOCUMENTS], "metrics": of_query}
                 for query, of_query in values.items()
             ]
         return Evaluation(scores=scores, predictions=predictions)
 
-    def _judged(
-        self, collection: Collection, found: Neighbours, name: str, *, least_score: float | None = None
-    ) -> tuple[dict[str, Ranking], dict[str, dict[str, float]]]:
-        # Query id -> ranking, and query id -> metric -> value.
-        ranked = rankings(collection, found, ignore_identical_ids=self.ignore_identical_ids, least_score=least_score)
+    def _ranked(self, collection: Collection, found: Neighbours, *, least_score: float | None = None) -> dict[str, Ranking]:
+        return rankings(collection, found, ignore_identical_ids=self.ignore_identical_ids, least_score=least_score)
+
+    def _write_run(self, collection: Collection, ranked: dict[str, Ranking], name: str) -> None:
         if self.folder is not None:
             write_run(self.folder / f"{name}.{collection.split}.trec", ranked, name)
-        return ranked, query_scores(collection.judged, ranked)
 
-    def _scores(self, values: dict[str, dict[str, float]], split: str) -> list[Score]:
-        metrics = [*METRICS, *(f"bm25_{metric}" for metric in METRICS if self.bm25 is not None)]
+    def _scores(self, values: QueryScores, chance: QueryScores, split: str) -> list[Score]:
+        def mean(of: QueryScores, metric: str) -> float:
+            return float(np.mean([of_query[metric] for of_query in of.values()]))
+
         return [
             Score(
                 task=self.name,
                 split=split,
-                metric=metric,
-                value=float(np.mean([of_query[metric] for of_query in values.values()])),
+                metric=f"{prefix}{metric}",
+                value=mean(values, f"{prefix}{metric}"),
                 num_examples=len(values),
                 higher_is_better=True,
+                trivial=mean(chance, metric),
             )
-            for metric in metrics
+            for prefix in ("", *([_BM25] if self.bm25 is not None else []))
+            for metric in METRICS
         ]
 
     def _search(self, encoder: Encoder, collection: Collection, num_results: int) -> Neighbours:

@@ -8,11 +8,17 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
+from mlmx import keyed
 from mlmx.tasks.retrieval_data import Collection
 from mlmx.tasks.search import Neighbours
 
 Ranking = dict[str, float]
 """Document id -> score, best first."""
+
+QueryScores = dict[str, dict[str, float]]
+"""Query id -> metric -> value."""
 
 DEPTH = 1000
 """Documents of a ranking at most, as TREC has it."""
@@ -46,18 +52,27 @@ def rankings(
     return ranked
 
 
-def query_scores(judged: Mapping[str, Mapping[str, int]], ranked: Mapping[str, Ranking]) -> dict[str, dict[str, float]]:
+def query_scores(judged: Mapping[str, Mapping[str, int]], ranked: Mapping[str, Ranking]) -> QueryScores:
     """Return query id -> metric -> value for every judged query; one without results has 0 everywhere."""
     import ir_measures
 
     measures = {ir_measures.parse_measure(name): metric for metric, name in METRICS.items()}
-    values: dict[str, dict[str, float]] = {query: dict.fromkeys(METRICS, 0.0) for query in judged}
+    values: QueryScores = {query: dict.fromkeys(METRICS, 0.0) for query in judged}
     remaining = iter(judged.items())
     while some := dict(islice(remaining, _QUERIES_AT_A_TIME)):
         run = {query: ranked[query] for query in some if ranked.get(query)}
         for value in ir_measures.iter_calc(list(measures), some, run) if run else ():
             values[value.query_id][measures[value.measure]] = float(value.value)
     return values
+
+
+def random_neighbours(num_queries: int, num_documents: int) -> Neighbours:
+    """Return documents in an order that nothing of the queries and documents decides, for what chance finds."""
+    num_results = min(DEPTH + 1, num_documents)
+    order = keyed.permutation(num_documents, seed=0, name="random ranking")
+    starts = keyed.integers(keyed.row_keys(seed=0, epoch=0, row_ids=np.arange(num_queries)), num_documents)
+    indices = order[(starts[:, None] + np.arange(num_results)) % num_documents]
+    return Neighbours(indices, np.tile(np.arange(num_results, 0, -1, dtype=np.float32), (num_queries, 1)))
 
 
 def write_run(path: Path, ranked: Mapping[str, Ranking], name: str) -> None:

@@ -16,7 +16,7 @@ from mlmx.tasks.bi_encoder import TERM
 from mlmx.tasks.bm25 import BM25
 from mlmx.tasks.retrieval import Retrieval
 from mlmx.tasks.retrieval_data import Collection, RetrievalData
-from mlmx.tasks.retrieval_scores import METRICS, query_scores, rankings, write_run
+from mlmx.tasks.retrieval_scores import METRICS, query_scores, random_neighbours, rankings, write_run
 from mlmx.tasks.retrieval_tuned import TunedRetrieval
 from mlmx.tasks.search import Neighbours
 
@@ -187,6 +187,20 @@ def test_evaluation_beside_bm25(make_encoder):
         of_split = [record["metrics"][score.metric] for record in evaluation.predictions if record["split"] == score.split]
         assert score.value == pytest.approx(np.mean(of_split))
     json.dumps(evaluation.predictions)
+
+
+def test_chance_is_told_beside_every_score(make_encoder):
+    found = random_neighbours(400, 5000)
+    assert [len(set(documents)) for documents in found.indices.tolist()] == [1001] * 400
+    assert (np.diff(found.scores) < 0).all()
+    judged = {f"q{i}": {f"d{i}": 1} for i in range(400)}
+    ranked = {f"q{i}": {f"d{d}": -rank for rank, d in enumerate(of)} for i, of in enumerate(found.indices.tolist())}
+    # A thousand of five thousand: one in five, within three standard deviations.
+    recall = np.mean([value["recall_at_1000"] for value in query_scores(judged, ranked).values()])
+    assert recall == pytest.approx(0.2, abs=3 * math.sqrt(0.2 * 0.8 / 400))
+    trivial = {score.metric: score.trivial for score in task().evaluate(make_encoder(WORDS)).scores}
+    assert trivial["recall_at_100"] == 1  # of twelve documents
+    assert 0 < trivial["mrr_at_10"] == trivial["bm25_mrr_at_10"] < 0.6
 
 
 def test_without_bm25_there_is_none(make_encoder):
