@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=2000)
     parser.add_argument("--num-layers", type=int, default=6)
     parser.add_argument("--hidden-size", type=int, default=384)
-    parser.add_argument("--batch-tokens", type=int, default=8192, help="of mlmx")
+    parser.add_argument("--batch-tokens", type=int, default=8192, help="of mlmx; on a CPU no more than fit its cache")
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
     lines = synthetic.Lines(given.sentences, vocab_size=_VOCAB_SIZE)
