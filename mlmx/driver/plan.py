@@ -76,7 +76,7 @@ def _told(value: Any, key: str) -> str:
 def _state(one: Placed) -> str:
     directory = one.directory
     if directory.finished:
-        return "finished"
+        return "finished" if directory.damage(thorough=False) is None else "damaged"
     state = str(directory.status().get("state", "to do"))
     # Who is killed outright leaves the word "running" behind.
     return "interrupted" if state == "running" and drain(directory, lambda _: None, 0.0) else state
