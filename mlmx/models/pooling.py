@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlmx.data.batch import BatchContext, packed_batch
+from mlmx.data.progress import progress_bar
 from mlmx.data.rows import RowDataset
 from mlmx.errors import user_error
 from mlmx.models.encoder import Encoder
@@ -81,7 +82,8 @@ def encode(encoder: Encoder, rows: RowDataset, *, layer: int, pooling: Pooling, 
     if device.type == "cpu":
         batch_tokens = min(batch_tokens, _CPU_BATCH_TOKENS)
     vectors = np.empty((len(rows), encoder.hidden_size), np.float32)
-    for indices in batches_by_length(rows.lengths, batch_tokens):
+    batches, total = batches_by_length(rows.lengths, batch_tokens), int(rows.lengths.sum())
+    for indices in progress_bar(batches, "encode, tokens", total=total, size=lambda of: int(rows.lengths[of].sum())):
         taken = rows.take(indices)
         batch = packed_batch(taken, BatchContext(keys=np.zeros(len(indices), np.int64)), counts={}).to(device)
         states = encoder.states_at(batch, layer)

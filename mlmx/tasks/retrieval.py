@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -145,7 +146,8 @@ class Retrieval(Task):
         path = self.folder / "index" / f"{self._content_of(encoder, documents)}.npy"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            partial = path.with_suffix(".partial")
+            # Each process of a training writes its own; they are equal, and the last one stays.
+            partial = path.with_suffix(f".partial{os.environ.get('RANK', '')}")
             shape = (len(documents), encoder.hidden_size)
             index = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
             for start in range(0, len(documents), _CHUNK_DOCUMENTS):

@@ -127,13 +127,16 @@ class TunedRetrieval(Retrieval):
         pairs = [(query, document) for query, documents in enumerate(relevant) for document in documents]
         if not pairs:
             raise user_error(f"task.{self.name}.data", f"no query of split {self.train_split!r} has a relevant document.")
-        # Texts are numbered through, queries first.
+        examples = np.array([[query, document, *negatives[query]] for query, document in pairs], np.int64)
+        # Only documents of examples are tokenised. Texts are numbered through, queries first.
+        used, places = np.unique(examples[:, 1:], return_inverse=True)
         first = len(collection.queries)
-        examples = np.array([[query, first + document, *(first + negatives[query])] for query, document in pairs], np.int64)
+        examples[:, 1:] = first + places.reshape(len(examples), -1)
+        place_of = {document: first + place for place, document in enumerate(used.tolist())}
         texts = [self.query_prefix + text for text in collection.queries]
-        texts += [self.document_prefix + text for text in collection.documents]
+        texts += [self.document_prefix + collection.documents[document] for document in used.tolist()]
         rows = text_rows(encoder, texts, max_length=self.max_length, task=self.name, what="queries and documents")
-        return QueryRows(rows, examples, [[first + document for document in relevant[query]] for query, _ in pairs])
+        return QueryRows(rows, examples, [[place_of[document] for document in relevant[query]] for query, _ in pairs])
 
     def _hard_negatives(self, encoder: Encoder, collection: Collection, relevant: Sequence[Sequence[int]]) -> NDArray[np.int64]:
         # (Q, num_negatives)
