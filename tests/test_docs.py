@@ -34,6 +34,7 @@ def small(arguments: list[str]) -> list[str]:
     return given + sizes + (SMALL_TASKS if given[0] in ("run", "plan") else [])
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("document", ["README.md", "docs/guide.md"])
 def test_every_command_of_the_docs_runs(document, tmp_path):
     commands = commands_of(document)
