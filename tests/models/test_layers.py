@@ -68,7 +68,7 @@ def _fresh_compiler():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize(("family", "checkpointed"), [("bert", False), ("modernbert", True)])
+@pytest.mark.parametrize(("family", "checkpointed"), [("bert", False), pytest.param("modernbert", True, marks=pytest.mark.slow)])
 def test_compiled_layers_change_nothing(family, checkpointed):
     plain, other = (encoder(family, num_hidden_layers=2).train() for _ in range(2))
     # Drawn for each token of a batch, and so for its filling too.
@@ -93,6 +93,7 @@ def test_compiled_layers_change_nothing(family, checkpointed):
         torch.testing.assert_close(one, again, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_layers_of_one_kind_share_their_code():
     counts = []
     for num_layers in (1, 3):
