@@ -49,7 +49,9 @@ def test_bytes_that_are_not_utf8_are_named_by_line_and_byte(tmp_path: Path) -> N
         list(read_lines(path))
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b"line\n" * 10000, mtime=0)[:-20], b"no gzip at all"], ids=["cut off", "no gzip"])
+@pytest.mark.parametrize(
+    "content", [gzip.compress(b"line\n" * 10000, mtime=0)[:-20], b"no gzip at all"], ids=["cut off", "no gzip"]
+)
 def test_broken_compression_is_the_users_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.gz").write_bytes(content)
     with pytest.raises(UserError, match="cannot be read on"):
