@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from mlmx.driver.command import Group
+from mlmx.settings import settings_problems
 from mlmx.stage import StageDir
 from tests.faults.test_group import in_the_midst, same
 from tests.integration.chains import BITEXT, ROOT, SECONDS, command, environment, mlmx, results, stage, summaries
@@ -117,8 +118,14 @@ def test_what_is_typed_for_torchrun():
     assert "--nnodes=4" not in Group.of("eval", parallel).command(StageDir("x"), "worker", "abc")
 
 
-def test_nodes_need_a_place_to_meet():
-    told = mlmx("parallel.num_nodes=2", outputs="nowhere", code=2)
-    assert "parallel.rendezvous: must be given for 2 nodes" in told
-    told = mlmx("parallel.rendezvous='a:1'", outputs="nowhere", code=2)
-    assert "parallel.rendezvous: has no effect on one node" in told
+@pytest.mark.parametrize(
+    ("parallel", "told"),
+    [
+        ({"num_nodes": 2, "rendezvous": None}, "must be given for 2 nodes"),
+        ({"num_nodes": 1, "rendezvous": "a:1"}, "has no effect on one node"),
+        ({"num_nodes": 2, "rendezvous": "a"}, "is not valid"),
+    ],
+)
+def test_nodes_need_a_place_to_meet(parallel, told):
+    found = {problem.where: problem.message for problem in settings_problems({"parallel": parallel})}
+    assert told in found["parallel.rendezvous"]
