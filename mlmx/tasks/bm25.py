@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,6 +39,8 @@ class BM25:
         """Return the best documents of each query, best first; one that shares no word with it scores 0."""
         import bm25s
 
+        # It gives itself the level at which it tells everything.
+        logging.getLogger("bm25s").setLevel(logging.WARNING)
         vocabulary: dict[str, int] = {}
         ids = [[vocabulary.setdefault(word, len(vocabulary)) for word in self.words(text)] for text in documents]
         if not vocabulary:
