@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -247,6 +247,10 @@ def _problem_with(path: Path) -> str | None:
         for name in _FILES:
             if _sha256(path / name) != manifest["sha256"][name]:
                 return f"{name} is damaged (its checksum is not the one in the manifest)."
+        # A manifest can be wrong as well.
+        for name in ("model.safetensors", "optimizer.safetensors"):
+            with safe_open(path / name, framework="pt"):
+                pass
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         return f"it cannot be read ({type(error).__name__}: {error})."
     return None

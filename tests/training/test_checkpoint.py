@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import hashlib
+import json
+import pickle
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -70,6 +74,18 @@ def test_damaged_ones_are_passed_over(tmp_path, caplog, damage):
     assert state is not None
     assert state["step"] == 1
     assert "step-00000002 is passed over" in caplog.text
+
+
+def test_what_is_no_safetensors_file_is_passed_over_whatever_its_manifest_says(tmp_path, caplog):
+    module, optimizer = trained()
+    save(tmp_path, 1, module, optimizer, {}, keep=1)
+    folder = tmp_path / "step-00000001"
+    (folder / "model.safetensors").write_bytes(pickle.dumps({"embedding.weight": [1.0]}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"]["model.safetensors"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert load_checkpoint(tmp_path, module, optimizer) is None
+    assert "it cannot be read (SafetensorError" in caplog.text
 
 
 def test_nothing_to_load(tmp_path):
