@@ -54,6 +54,18 @@ def test_numpy_and_torch_draw_the_same():
     assert keyed.integers(tensors, torch.from_numpy(highs)).tolist() == keyed.integers(keys, highs).tolist()
 
 
+def test_a_fold_in_two_halves_is_a_fold_and_leaves_its_arguments_alone():
+    keys, which = KEYS.copy(), np.array([3, 0, 3, 6])
+    begun = keyed.begin_fold(keys)
+    before = begun.copy()
+    assert keyed.end_fold(begun[which], VALUES[:4]).tolist() == keyed.fold(keys[which], VALUES[:4]).tolist()
+    # Keys of several streams at once, each as if alone.
+    numbers = np.array([[keyed.stream("select")], [keyed.stream("corrupt")]])
+    assert keyed.end_fold(begun, numbers).tolist() == [keyed.fold(keys, int(number)).tolist() for number in numbers[:, 0]]
+    np.testing.assert_array_equal(keys, KEYS)
+    np.testing.assert_array_equal(begun, before)
+
+
 def draws(size: int = 100_000):
     return keyed.fold(np.full(size, 5, np.int64), np.arange(size))
 

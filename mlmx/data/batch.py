@@ -118,7 +118,7 @@ def packed_batch(
         **arrays,
     }
     return Batch(
-        tensors={name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()},
+        tensors={name: torch.from_numpy(array) for name, array in tensors.items()},
         counts=dict(counts),
         keys=torch.from_numpy(context.keys),
         max_seqlen=int(rows.lengths.max(initial=0)),

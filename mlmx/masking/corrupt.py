@@ -61,13 +61,13 @@ def corrupt(
         mask_id: the mask token.
         ordinary_ids: (V,) ids that are not special.
     """
-    of_unit, of_token = draws.of(("corrupt", "random"), selection.row, np.array([selection.units, selection.places]))
-    action = uniform(of_unit)
+    action = uniform(draws.of("corrupt", selection.row, selection.units))
     masked = action < corruption.mask
     corrupted = input_ids.copy()
     corrupted[selection.positions[masked]] = mask_id
     if corruption.random > 0:
         # Written this way so that mask + random == 1 leaves nothing to rounding.
-        random = ~masked & (action < 1 - corruption.keep)
-        corrupted[selection.positions[random]] = ordinary_ids[integers(of_token[random], len(ordinary_ids))]
+        random = (~masked & (action < 1 - corruption.keep)).nonzero()[0]
+        drawn = draws.of("random", selection.row[random], selection.places[random])
+        corrupted[selection.positions[random]] = ordinary_ids[integers(drawn, len(ordinary_ids))]
     return corrupted

@@ -63,12 +63,12 @@ class EntitiesFirst:
 
     def __call__(self, rows: Rows, draws: Draws) -> Selection:
         units, types = self._units(rows)
-        select, piece = draws.of(("select", "piece"), units.row, units.index)
-        budget = budgets(rows, units, self.ratio, count_specials=self.count_specials)
+        select = draws.of("select", units.row, units.index)
+        budget = budgets(rows.lengths if self.count_specials else units.num_tokens(rows), self.ratio)
         capped = self._capped(units, types, select, len(budget))
         untyped = capped == len(self.types)
-        rank = untyped if self.order == "shared" else capped
-        order = random_order(units.row, select, rank, len(self.types) + 1)
+        # In each row the units with a type come first, all in one random order or type by type, and then the others.
+        order = random_order(units.row, select, untyped if self.order == "shared" else capped, len(self.types) + 1)
         # Units stay in their rows under every order, so `units.row` is also the row of each unit in that order.
         chosen = order[first_of_rows(units.row, budget)]
         if self.fill == "none" or self.parity == "released_code":
@@ -77,7 +77,7 @@ class EntitiesFirst:
             missing = np.minimum(budget, units.num_tokens(rows)) - np.bincount(units.row[chosen], minlength=len(budget))
             chosen = np.union1d(chosen, random_units(units, select, missing))
         chosen.sort()
-        return Selection.of(rows, one_token_each(units, chosen, piece), typed=types[chosen] < len(self.types))
+        return Selection.of(rows, one_token_each(units, chosen, draws), typed=types[chosen] < len(self.types))
 
     def _units(self, rows: Rows) -> tuple[Units, NDArray[np.int64]]:
         # The units, and (N,) the number of each one's type; units without a type have the number after the last.

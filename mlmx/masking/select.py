@@ -37,7 +37,7 @@ class BernoulliTokens:
 
     def __call__(self, rows: Rows, draws: Draws) -> Selection:
         # Drawn for special tokens too: that is quicker than leaving them out.
-        (drawn,) = uniform(draws.of(("select",), rows.row_of_token, rows.places))
+        drawn = uniform(draws.of("select", rows.row_of_token, rows.places))
         return Selection.of(rows, ((drawn < self.ratio) & (rows.words >= 0)).nonzero()[0])
 
 
@@ -49,9 +49,9 @@ class ExactTokens:
 
     def __call__(self, rows: Rows, draws: Draws) -> Selection:
         tokens = Units.tokens(rows)
-        (drawn,) = draws.of(("select",), tokens.row, tokens.index)
-        budget = budgets(rows, tokens, self.ratio, count_specials=False)
-        return Selection.of(rows, np.sort(tokens.first[random_units(tokens, drawn, budget)]))
+        budget = budgets(tokens.num_tokens(rows), self.ratio)
+        chosen = random_units(tokens, draws.of("select", tokens.row, tokens.index), budget)
+        return Selection.of(rows, tokens.first[np.sort(chosen)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +71,15 @@ class WholeWords:
 
     def __call__(self, rows: Rows, draws: Draws) -> Selection:
         words = Units.words(rows)
-        select, last = draws.of(("select", "last"), words.row, words.index)
-        order = random_order(words.row, select)
-        budget = budgets(rows, words, self.ratio, count_specials=self.count_specials)
+        order = random_order(words.row, draws.of("select", words.row, words.index))
+        num_tokens = words.num_tokens(rows)
+        budget = budgets(rows.lengths if self.count_specials else num_tokens, self.ratio)
         # Rows stay together under the random order, so `words.row` is also the row of each word in that order.
         size = words.size[order]
-        missing = (budget + sums_before(words.num_tokens(rows)))[words.row] - sums_before(size)
+        missing = (budget + sums_before(num_tokens))[words.row] - sums_before(size)
         chosen = missing > 0
         if self.last_word == "fair":
-            chosen &= uniform(last)[order] * size < missing
+            chosen &= uniform(draws.of("last", words.row, words.index))[order] * size < missing
         return _all_tokens(rows, words, np.sort(order[chosen]))
 
 
@@ -97,10 +97,9 @@ class OnePiecePerWord:
 
     def __call__(self, rows: Rows, draws: Draws) -> Selection:
         words = Units.words(rows)
-        select, piece = draws.of(("select", "piece"), words.row, words.index)
-        budget = budgets(rows, words, self.ratio, count_specials=self.count_specials)
-        chosen = np.sort(random_units(words, select, budget))
-        return Selection.of(rows, one_token_each(words, chosen, piece))
+        budget = budgets(rows.lengths if self.count_specials else words.num_tokens(rows), self.ratio)
+        chosen = random_units(words, draws.of("select", words.row, words.index), budget)
+        return Selection.of(rows, one_token_each(words, np.sort(chosen), draws))
 
 
 def random_units(units: Units, drawn: NDArray[np.int64], num: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -115,15 +114,16 @@ def random_units(units: Units, drawn: NDArray[np.int64], num: NDArray[np.int64])
     return random_order(units.row, drawn)[first_of_rows(units.row, num)]
 
 
-def one_token_each(units: Units, chosen: NDArray[np.int64], drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+def one_token_each(units: Units, chosen: NDArray[np.int64], draws: Draws) -> NDArray[np.int64]:
     """Return the position (P,) of one token of each chosen unit, all of its tokens equally likely.
 
     Args:
         units: the units.
         chosen: (P,) indices of units.
-        drawn: (N,) key of each unit.
+        draws: the rows' random choices.
     """
-    return units.first[chosen] + integers(drawn[chosen], units.size[chosen])
+    drawn = draws.of("piece", units.row[chosen], units.index[chosen])
+    return units.first[chosen] + integers(drawn, units.size[chosen])
 
 
 def _all_tokens(rows: Rows, words: Units, chosen: NDArray[np.int64]) -> Selection:

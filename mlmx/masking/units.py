@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -23,11 +22,10 @@ _DRAW_BITS = 40
 _DROPPED_BITS = np.array(64 - _DRAW_BITS, np.uint64)
 _MAX_GROUPS = 1 << (63 - _DRAW_BITS)
 
-
 # What a random choice is about.
 Stream = Literal["select", "last", "piece", "corrupt", "random"]
-_STREAMS: tuple[Stream, ...] = get_args(Stream)
-_STREAM_NUMBERS = np.array([[stream(name)] for name in _STREAMS])
+_LINES: dict[Stream, int] = {name: line for line, name in enumerate(get_args(Stream))}
+_STREAM_NUMBERS = np.array([[stream(name)] for name in _LINES])
 
 
 class Rows(Protocol):
@@ -105,20 +103,15 @@ class Draws:
         """Take the key of each row (S,)."""
         self._begun = begin_fold(fold(keys, _STREAM_NUMBERS))
 
-    def of(self, streams: tuple[Stream, ...], row: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the keys of some units (tokens, words or spans) in each of these streams, one line (N,) per stream.
+    def of(self, name: Stream, row: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return one key each for some units: tokens, words or spans.
 
         Args:
-            streams: what the choices are about.
+            name: the stream: what the choice is about.
             row: (N,) row of each unit.
-            index: (N,) number of the unit within its row, or one such line per stream.
+            index: (N,) number of the unit within its row.
         """
-        return end_fold(self._begun[_lines(streams)].take(row, axis=1), index)
-
-
-@cache
-def _lines(streams: tuple[Stream, ...]) -> NDArray[np.int64]:
-    return np.array([_STREAMS.index(name) for name in streams])
+        return end_fold(self._begun[_LINES[name]][row], index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,17 +207,14 @@ def sums_before(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return before
 
 
-def budgets(rows: Rows, units: Units, ratio: float, *, count_specials: bool) -> NDArray[np.int64]:
+def budgets(lengths: NDArray[np.integer], ratio: float) -> NDArray[np.int64]:
     """Return (S,) how many tokens each row selects: ``max(1, round(ratio * length))``, which may be more than it has.
 
     Halves are rounded to the even neighbour, as Python's ``round`` does; a ratio of 0 selects nothing.
 
     Args:
-        rows: the rows.
-        units: all their ordinary tokens, as units of any kind.
+        lengths: (S,) tokens of each row, special ones included or not.
         ratio: the part to select, in [0, 1].
-        count_specials: whether the length counts special tokens.
     """
-    lengths = rows.lengths if count_specials else units.num_tokens(rows)
     budget: NDArray[np.int64] = np.maximum(np.rint(ratio * lengths), ratio > 0).astype(np.int64)
     return budget

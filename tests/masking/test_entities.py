@@ -95,7 +95,7 @@ def test_equals_the_walk_word_by_word(words, types, ratio, order, fill, parity, 
     rows = make_rows([sizes], {"entity": [entity], "pos": [pos], "entity_start": [[1] * len(sizes)]})
     draws = draws_of(rows, seed)
     index = np.arange(len(sizes))
-    shuffled = random_order(np.zeros_like(index), draws.of(("select",), np.zeros_like(index), index)[0])
+    shuffled = random_order(np.zeros_like(index), draws.of("select", np.zeros_like(index), index))
     tags = {"entity": np.array(entity)[shuffled], "pos": np.array(pos)[shuffled]}
     expected = walk([sizes[i] for i in shuffled], tags, len(rows.words), types, ratio, order, fill, parity)
     selection = policy(types, ratio, "word", order, fill, parity)(rows, draws)
