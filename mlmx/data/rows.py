@@ -32,7 +32,8 @@ class TokenRows:
         tags: layer -> (T,) uint8 class of the token's word. Layers: ``pos`` and ``entity`` (indices into
             ``CorpusInfo.tag_names[layer]``, 0 is "not annotated") and ``entity_start`` (1 where the word begins an entity
             span). Empty without annotation. Specials are 0.
-        labels: what a task predicts: (S,) int64 classes, (S,) float32 scores, (T,) int64 token classes (-100 ignored), or None.
+        labels: what a task predicts: (S,) int64 classes, (S,) float32 scores, (T,) int64 token classes (-100 ignored),
+            (S, R) int64 documents that answer a query (-1 ignored), or None.
     """
 
     input_ids: NDArray[np.int64]

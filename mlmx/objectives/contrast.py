@@ -34,7 +34,7 @@ def embed_rows(encoder: Encoder, batch: Batch, *, pooling: Pooling, chunk_tokens
         encoder: the encoder.
         batch: the rows.
         pooling: see ``mlmx.models.pooling.pool``.
-        chunk_tokens: tokens of a chunk at most, but for a longer row; None: the batch is one chunk.
+        chunk_tokens: tokens of a chunk, about; None: the batch is one chunk.
     """
     lengths = batch.tensors["cu_seqlens"].diff().tolist()
     num_chunks = 1

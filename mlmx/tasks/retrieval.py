@@ -21,7 +21,7 @@ from mlmx.tasks.bi_encoder import Similarity
 from mlmx.tasks.bm25 import BM25
 from mlmx.tasks.retrieval_data import Collection, RetrievalData
 from mlmx.tasks.retrieval_scores import DEPTH, METRICS, QueryScores, Ranking, query_scores, random_neighbours, rankings, write_run
-from mlmx.tasks.search import Neighbours, nearest, normalised
+from mlmx.tasks.search import Neighbours, check_finite, nearest, normalised
 from mlmx.tasks.task import Evaluation, Score, Task
 from mlmx.tasks.texts import text_rows
 
@@ -162,7 +162,10 @@ class Retrieval(Task):
         layer = resolve_layer(self.layer, encoder.num_layers, where=f"task.{self.name}.layer")
         rows = text_rows(encoder, [prefix + text for text in texts], max_length=self.max_length, task=self.name, what=what)
         vectors = encode(encoder, rows, layer=layer, pooling=self.pooling, batch_tokens=self.batch_tokens)
-        return normalised(vectors) if self.similarity == "cosine" else vectors
+        if self.similarity == "cosine":
+            return normalised(vectors)
+        check_finite(vectors)
+        return vectors
 
     def _content_of(self, encoder: Encoder, documents: Sequence[str]) -> str:
         # Of all that the embeddings depend on; which GPU made them is not known, nor is it in any fingerprint.

@@ -128,13 +128,20 @@ def normalised(embeddings: Floats) -> Floats:
     Raises:
         FloatingPointError: if an embedding is not finite.
     """
-    if not np.isfinite(embeddings).all():
-        raise FloatingPointError(
-            f"{int((~np.isfinite(embeddings)).any(axis=1).sum())} of {len(embeddings)} embeddings are not finite"
-        )
+    check_finite(embeddings)
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     result: Floats = (embeddings / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
     return result
+
+
+def check_finite(embeddings: Floats) -> None:
+    """Refuse embeddings that cannot be compared.
+
+    Raises:
+        FloatingPointError: if an embedding is not finite.
+    """
+    if num_wrong := int((~np.isfinite(embeddings)).any(axis=1).sum()):
+        raise FloatingPointError(f"{num_wrong} of {len(embeddings)} embeddings are not finite")
 
 
 def _slices(number: int, step: int) -> Iterator[slice]:
