@@ -61,7 +61,7 @@ def acceptability_examples(*, seed: int, split: str, num_examples: int) -> list[
 def paraphrase_examples(*, seed: int, split: str, num_examples: int) -> list[tuple[tuple[str, str], str]]:
     """Return pairs that tell the same event, with another stress, comment or name, or one that differs in a small thing.
 
-    What differs is whether or when it happens, or who does it to whom, as in PAWS (arXiv 1904.01130).
+    What differs is whether it happens, or who does it to whom, as in PAWS (arXiv 1904.01130).
 
     Args:
         seed: of the world.
@@ -173,14 +173,11 @@ def _retold(seed: int, event: Event, side: int) -> Event:
 
 
 def _different(seed: int, event: Event) -> Event:
-    """Return an event that differs in who does it to whom, where both have names, or in whether or when it happens."""
+    """Return an event that differs in who does it to whom, where both have names, or in whether it happens."""
     by_names = event.agent.concept.kind in _NAMED and event.patient.concept.kind in _NAMED
     if by_names and _chosen(seed, event, "exchanged", 2):
         return replace(event, agent=event.patient, patient=event.agent)
-    if _chosen(seed, event, "different", 2):
-        return replace(event, negated=not event.negated)
-    others = [tense for tense in _TENSES if tense != event.tense]
-    return replace(event, tense=others[_chosen(seed, event, "other tense", 2)])
+    return replace(event, negated=not event.negated)
 
 
 def _circumstance(event: Event, part: str) -> object:
