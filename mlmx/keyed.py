@@ -45,11 +45,14 @@ def _mix(x: Keys) -> Keys:
     # Overwrites its argument.
     if isinstance(x, np.ndarray):
         bits = x.view(np.uint64)
-        bits ^= bits >> _SHIFT_30
+        shifted = bits >> _SHIFT_30
+        bits ^= shifted
         bits *= _FACTOR_1
-        bits ^= bits >> _SHIFT_27
+        np.right_shift(bits, _SHIFT_27, out=shifted)
+        bits ^= shifted
         bits *= _FACTOR_2
-        bits ^= bits >> _SHIFT_31
+        np.right_shift(bits, _SHIFT_31, out=shifted)
+        bits ^= shifted
         return x
     # `>>` is arithmetic on signed integers; the masks make it logical.
     x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _MIX_1

@@ -45,8 +45,8 @@ def main() -> None:
     encoder = synthetic.encoder(words, num_layers=1, hidden_size=64, num_heads=1)
     # Made ahead, as a loader has them.
     batches = np.array_split(np.arange(len(lines)), given.batches)
-    taken = [(lines.take(rows), keyed.row_keys(seed=0, epoch=np.zeros(len(rows), np.int64), row_ids=rows)) for rows in batches]
-    pairs = [(_paired(rows), keys[::2].copy()) for rows, keys in taken]
+    taken = [lines.take(rows) for rows in batches]
+    pairs = [_paired(rows) for rows in taken]
     features = [[lines.features(row) for row in rows] for rows in batches[: given.batches // 10]]
     padded = [[_padded(line) for line in batch] for batch in features]
     plain = transformers.DataCollatorForLanguageModeling(words, mlm_probability=0.15)
@@ -62,7 +62,7 @@ def main() -> None:
             speeds.setdefault(f"transformers {name}", []).append(_speed(run))
         for name, collator in ours.items():
             # Rows keep what was worked out about them: each turn gets new ones.
-            fresh = [(replace(rows), keys) for rows, keys in (pairs if collator.view == "pair" else taken)]
+            fresh = [(replace(rows), _context(rows)) for rows in (pairs if collator.view == "pair" else taken)]
             speeds.setdefault(f"mlmx {name}", []).append(_speed(lambda c=collator, fresh=fresh: _run(c, fresh)))  # type: ignore[misc]
     print(f"batches of {given.lines} lines of {lines.lengths.mean():.1f} tokens on average, one thread, {synthetic.versions()}\n")
     print("| | tokens/s (median) | against Transformers |\n|---|---|---|")
@@ -97,7 +97,11 @@ def _paired(rows: TokenRows) -> TokenRows:
 
 
 def _run(collator: Collator, taken: list[Any]) -> int:
-    return sum(collator(rows, BatchContext(keys=keys)).num_tokens for rows, keys in taken)
+    return sum(collator(rows, context).num_tokens for rows, context in taken)
+
+
+def _context(rows: TokenRows) -> BatchContext:
+    return BatchContext(keys=keyed.row_keys(seed=0, epoch=0, row_ids=rows.row_ids))
 
 
 def _collate(collator: Any, batch: list[dict[str, Any]]) -> int:

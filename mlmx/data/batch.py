@@ -121,6 +121,6 @@ def packed_batch(
         tensors={name: torch.from_numpy(array) for name, array in tensors.items()},
         counts=dict(counts),
         keys=torch.from_numpy(context.keys),
-        max_seqlen=int(rows.lengths.max(initial=0)),
+        max_seqlen=int(np.maximum.reduce(rows.lengths, initial=0)),
         step=context.step,
     )

@@ -51,7 +51,8 @@ class ExactTokens:
         tokens = Units.tokens(rows)
         budget = budgets(tokens.num_tokens(rows), self.ratio)
         chosen = random_units(tokens, draws.of("select", tokens.row, tokens.index), budget)
-        return Selection.of(rows, tokens.first[np.sort(chosen)])
+        chosen.sort()
+        return Selection.of(rows, tokens.first[chosen])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,12 @@ class WholeWords:
         # Rows stay together under the random order, so `words.row` is also the row of each word in that order.
         size = words.size[order]
         missing = (budget + sums_before(num_tokens))[words.row] - sums_before(size)
-        chosen = missing > 0
+        taken = missing > 0
         if self.last_word == "fair":
-            chosen &= uniform(draws.of("last", words.row, words.index))[order] * size < missing
-        return _all_tokens(rows, words, np.sort(order[chosen]))
+            taken &= uniform(draws.of("last", words.row, words.index))[order] * size < missing
+        chosen = order[taken]
+        chosen.sort()
+        return _all_tokens(rows, words, chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,8 @@ class OnePiecePerWord:
         words = Units.words(rows)
         budget = budgets(rows.lengths if self.count_specials else words.num_tokens(rows), self.ratio)
         chosen = random_units(words, draws.of("select", words.row, words.index), budget)
-        return Selection.of(rows, one_token_each(words, np.sort(chosen), draws))
+        chosen.sort()
+        return Selection.of(rows, one_token_each(words, chosen, draws))
 
 
 def random_units(units: Units, drawn: NDArray[np.int64], num: NDArray[np.int64]) -> NDArray[np.int64]:
