@@ -1,12 +1,12 @@
-"""Compute scores that mlmx has computed once more, by the evaluators of Sentence-Transformers, and print both side by side.
+"""Compute what mlmx has scored once more by the evaluators of Sentence-Transformers, and print both side by side.
 
     mlmx eval --from MODEL experiment=zero_shot inputs.data=DATA outputs=OUTPUTS
     mlmx eval --from MODEL experiment=tatoeba inputs.data=DATA outputs=OUTPUTS
     python scripts/check_against_sentence_transformers.py MODEL DATA OUTPUTS
 
-MODEL is a folder that Sentence-Transformers loads, DATA has the files of the experiments. Only encoder and files are shared: the files
-are read here, and the model is run by Sentence-Transformers. The weighted F1 of bitext is scikit-learn's over its nearest neighbours, as
-mteb has it. Exits 1 where two scores differ by more than 1e-4. Needs ``pip install sentence-transformers scikit-learn``.
+MODEL is a folder that Sentence-Transformers loads, DATA has the files of the experiments. Weights and files are all that is shared:
+the files are read here, and Sentence-Transformers runs the model. The weighted F1 of bitext is scikit-learn's over its nearest
+neighbours, as mteb has it. Exits 1 where two scores differ by more than 1e-4. Needs ``pip install sentence-transformers scikit-learn``.
 """
 
 from __future__ import annotations
@@ -108,10 +108,8 @@ def bitext(model: SentenceTransformer, path: Path, task: str) -> Iterator[tuple[
     yield f"{task}/accuracy_forward", values["src2trg_accuracy"]
     yield f"{task}/accuracy_backward", values["trg2src_accuracy"]
     first, second = (model.encode(side, normalize_embeddings=True) for side in (source, target))
-    yield (
-        f"{task}/weighted_f1",
-        f1_score(np.arange(len(pairs)), (first @ second.T).argmax(axis=1), average="weighted", zero_division=0),
-    )
+    nearest = (first @ second.T).argmax(axis=1)
+    yield f"{task}/weighted_f1", f1_score(np.arange(len(pairs)), nearest, average="weighted", zero_division=0)
 
 
 def _table(path: Path) -> Iterator[Mapping[str, str]]:
