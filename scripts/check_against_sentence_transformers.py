@@ -6,7 +6,9 @@
 
 MODEL is a folder that Sentence-Transformers loads, DATA has the files of the experiments. Weights and files are all that is shared:
 the files are read here, and Sentence-Transformers runs the model. The weighted F1 of bitext is scikit-learn's over its nearest
-neighbours, as mteb has it. Exits 1 where two scores differ by more than 1e-4. Needs ``pip install sentence-transformers scikit-learn``.
+neighbours, as mteb has it. Exits 1 where two scores differ by more than 1e-4.
+
+Needs ``pip install sentence-transformers scikit-learn``.
 """
 
 from __future__ import annotations
