@@ -32,7 +32,10 @@ EXIT_USER_ERROR = 2
 KINDS = ("prepare", "annotate", "pretrain", "finetune", "eval")
 
 TRAINING_KINDS = ("pretrain", "finetune")
-"""Stages that write checkpoints and may have several processes; the others are one process each."""
+"""Stages that write checkpoints."""
+
+PARALLEL_KINDS = (*TRAINING_KINDS, "eval")
+"""Stages that may have several processes; the others are one process each."""
 
 PRODUCTS = ("data", "tokenizer", "encoder", "model.safetensors", "predictions.jsonl", "config.yaml")
 """Files and folders of a stage that later stages and people rely on, where it has them."""

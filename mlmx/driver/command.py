@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import psutil
 
-from mlmx.stage import DRIVER_VARIABLE, TRAINING_KINDS, StageDir
+from mlmx.stage import DRIVER_VARIABLE, PARALLEL_KINDS, StageDir
 
 _TORCHRUN = "mlmx.training.torchrun"
 _WATCH = "mlmx.training.deathwatch"
@@ -29,13 +29,13 @@ class StageFailedError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """The processes of a stage, as ``parallel`` describes them; all but trainings have a single one.
+    """The processes of a stage, as ``parallel`` describes them; preparations and annotations have a single one.
 
     Attributes:
         num_processes: on each node.
         num_nodes: machines; on each of them a driver starts its part of the group.
         rendezvous: ``host:port`` where they find each other; None on a single machine.
-        max_restarts: how often the group is started again after a failure, from its last checkpoint.
+        max_restarts: how often the group is started again after a failure, from its last checkpoint if it trains.
         timeout_seconds: of a collective operation, and of the nodes' finding each other.
         num_threads: CPU threads of each process; None: the cores, divided among the processes.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -52,13 +52,13 @@ class Group:
     @classmethod
     def of(cls, kind: str, parallel: Mapping[str, Any]) -> Group:
         """Return the group of a stage of some kind."""
-        trains = kind in TRAINING_KINDS
-        nodes = parallel["num_nodes"] if trains else 1
+        several = kind in PARALLEL_KINDS
+        nodes = parallel["num_nodes"] if several else 1
         return cls(
-            num_processes=parallel["num_processes"] if trains else 1,
+            num_processes=parallel["num_processes"] if several else 1,
             num_nodes=nodes,
             rendezvous=parallel["rendezvous"] if nodes > 1 else None,
-            max_restarts=parallel["max_restarts"] if trains else 0,
+            max_restarts=parallel["max_restarts"] if several else 0,
             timeout_seconds=parallel["timeout_seconds"],
             num_threads=parallel["num_threads"],
             # Tokenising needs no GPU, and must not wait until one is free.

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlmx.data.batch import BatchContext, packed_batch
-from mlmx.data.progress import progress_bar
 from mlmx.data.rows import RowDataset
 from mlmx.errors import user_error
 from mlmx.models.encoder import Encoder
+from mlmx.models.inference import by_batch
 
 # What a layer of width 384 makes of so many tokens, 12 MiB between its two large linear layers, stays in the cache of a CPU.
 _CPU_BATCH_TOKENS = 2048
@@ -60,11 +60,13 @@ def resolve_layer(layer: int | Literal["last"], num_layers: int, *, where: str) 
     return index
 
 
-@torch.inference_mode()
-def encode(encoder: Encoder, rows: RowDataset, *, layer: int, pooling: Pooling, batch_tokens: int) -> NDArray[np.float32]:
+def encode(
+    encoder: Encoder, rows: RowDataset, *, layer: int, pooling: Pooling, batch_tokens: int, what: str = "encode"
+) -> NDArray[np.float32]:
     """Return one vector per row, in the dataset's order.
 
     Rows run in batches of similar length, so nothing is padded, and the encoder is put into evaluation mode for the duration.
+    Several processes share the batches, see ``mlmx.models.inference``.
 
     Args:
         encoder: the encoder.
@@ -72,6 +74,7 @@ def encode(encoder: Encoder, rows: RowDataset, *, layer: int, pooling: Pooling, 
         layer: an index into ``hidden_states``, as ``resolve_layer`` gives it.
         pooling: see ``pool``.
         batch_tokens: most tokens per batch, on a CPU no more than fit its cache; a longer row runs alone.
+        what: what is being done, for the progress bar.
 
     Returns:
         (N, D) float32.
@@ -81,24 +84,15 @@ def encode(encoder: Encoder, rows: RowDataset, *, layer: int, pooling: Pooling, 
     device = encoder.base.device
     if device.type == "cpu":
         batch_tokens = min(batch_tokens, _CPU_BATCH_TOKENS)
-    vectors = np.empty((len(rows), encoder.hidden_size), np.float32)
-    batches, total = batches_by_length(rows.lengths, batch_tokens), int(rows.lengths.sum())
-    for indices in progress_bar(batches, "encode, tokens", total=total, size=lambda of: int(rows.lengths[of].sum())):
+
+    def pooled(indices: NDArray[np.int64]) -> NDArray[np.generic]:
         taken = rows.take(indices)
         batch = packed_batch(taken, BatchContext(keys=np.zeros(len(indices), np.int64)), counts={}).to(device)
         states = encoder.states_at(batch, layer)
-        vectors[indices] = pool(states.float(), batch.tensors["cu_seqlens"], pooling).cpu().numpy()
+        return pool(states.float(), batch.tensors["cu_seqlens"], pooling).cpu().numpy()
+
+    vectors = np.empty((len(rows), encoder.hidden_size), np.float32)
+    for indices, of_batch in by_batch(rows, pooled, batch_tokens=batch_tokens, what=what):
+        vectors[indices] = of_batch
     encoder.train(training)
     return vectors
-
-
-def batches_by_length(lengths: NDArray[np.int32], batch_tokens: int) -> list[NDArray[np.int64]]:
-    """Split rows, sorted by length, into batches of at most ``batch_tokens`` tokens (one row at least)."""
-    order = np.argsort(lengths, kind="stable").astype(np.int64)
-    batches, start, tokens = [], 0, 0
-    for end, row in enumerate(order):
-        if end > start and tokens + int(lengths[row]) > batch_tokens:
-            batches.append(order[start:end])
-            start, tokens = end, 0
-        tokens += int(lengths[row])
-    return [*batches, order[start:]] if len(order) else []

@@ -18,7 +18,8 @@ from mlmx.data.batch import Batch, BatchContext, Collator, packed_batch
 from mlmx.data.rows import RowDataset, TokenRows
 from mlmx.models.dropout import dropout_of
 from mlmx.models.encoder import Encoder
-from mlmx.models.pooling import batches_by_length, pool
+from mlmx.models.inference import by_batch
+from mlmx.models.pooling import pool
 from mlmx.objectives.objective import Objective, Output
 
 CLASSIFICATION_TERM = "classification"
@@ -143,14 +144,17 @@ class SequenceRegression(SequenceObjective):
         return Output({REGRESSION_TERM: F.mse_loss(scores_S, batch.tensors["labels"], reduction="sum")}, {})
 
 
-@torch.inference_mode()
 def predict(model: SequenceObjective, rows: RowDataset, *, batch_tokens: int) -> NDArray[np.float32]:
     """Return the (N, C) outputs for labelled rows, whose labels are not looked at."""
     model.eval()
     device = next(model.parameters()).device
-    outputs = np.empty((len(rows), model.classifier.out_features), np.float32)
     collator = model.collator()
-    for indices in batches_by_length(rows.lengths, batch_tokens):
+
+    def of_batch(indices: NDArray[np.int64]) -> NDArray[np.generic]:
         batch = collator(rows.take(indices), BatchContext(keys=np.zeros(len(indices), np.int64))).to(device)
-        outputs[indices] = model.outputs(batch).float().cpu().numpy()
+        return model.outputs(batch).float().cpu().numpy()
+
+    outputs = np.empty((len(rows), model.classifier.out_features), np.float32)
+    for indices, some in by_batch(rows, of_batch, batch_tokens=batch_tokens, what="classify"):
+        outputs[indices] = some
     return outputs

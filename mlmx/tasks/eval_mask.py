@@ -24,7 +24,7 @@ from mlmx.masking.corrupt import Corruption, corrupt
 from mlmx.masking.select import BernoulliTokens
 from mlmx.masking.units import Draws
 from mlmx.models.encoder import Encoder
-from mlmx.models.pooling import batches_by_length
+from mlmx.models.inference import by_batch
 from mlmx.objectives.objective import Objective
 from mlmx.tasks.task import Evaluation, Task, ratio_scores
 from mlmx.tasks.texts import text_rows
@@ -126,16 +126,15 @@ class EvalMask(Task):
         if not num_examples:
             raise user_error(f"task.{self.name}.corpus", "holds no examples.")
 
-    @torch.inference_mode()
     def _judge(self, encoder: Encoder, rows: TextRows) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
         # (N,) per row: summed loss, correct predictions, selected tokens.
         encoder.eval()
-        losses = np.zeros(len(rows), np.float64)
-        hits, counts = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
         device = next(encoder.parameters()).device
-        vocabulary = encoder.vocabulary
-        assert vocabulary.mask_id is not None
-        for indices in batches_by_length(rows.lengths, self.batch_tokens):
+        mask_id, ordinary_ids = encoder.vocabulary.mask_id, encoder.vocabulary.ordinary_ids
+        assert mask_id is not None
+
+        def judged(indices: NDArray[np.int64]) -> NDArray[np.generic]:
+            # (S, 3) loss, correct predictions, selected tokens.
             taken = rows.take(indices)
             keys = keyed.row_keys(seed=self.seed, epoch=0, row_ids=indices)
             draws = Draws(keys)
@@ -145,17 +144,22 @@ class EvalMask(Task):
                 selection,
                 draws,
                 corruption=self.corruption,
-                mask_id=vocabulary.mask_id,
-                ordinary_ids=vocabulary.ordinary_ids,
+                mask_id=mask_id,
+                ordinary_ids=ordinary_ids,
             )
             batch = packed_batch(taken, BatchContext(keys=keys), counts={}, input_ids=input_ids).to(device)
             positions = torch.from_numpy(selection.positions).to(device)
             targets = torch.from_numpy(taken.input_ids[selection.positions]).to(device)
             loss_P, hit_P = _predict(encoder, encoder(batch)[positions], targets)
-            np.add.at(losses, indices[selection.row], loss_P.cpu().numpy())
-            np.add.at(hits, indices[selection.row], hit_P.cpu().numpy())
-            np.add.at(counts, indices[selection.row], 1)
-        return losses, hits, counts
+            of_token_P3 = np.stack([loss_P.cpu().numpy(), hit_P.cpu().numpy(), np.ones(len(loss_P))], axis=1, dtype=np.float64)
+            of_row_S3 = np.zeros((len(indices), 3))
+            np.add.at(of_row_S3, selection.row, of_token_P3)
+            return of_row_S3
+
+        of_row_N3 = np.zeros((len(rows), 3))
+        for indices, of_row_S3 in by_batch(rows, judged, batch_tokens=self.batch_tokens, what="predict masked words"):
+            of_row_N3[indices] = of_row_S3
+        return of_row_N3[:, 0], of_row_N3[:, 1].astype(np.int64), of_row_N3[:, 2].astype(np.int64)
 
     def _records(
         self, losses: NDArray[np.float64], hits: NDArray[np.int64], counts: NDArray[np.int64], languages: list[str]

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -91,7 +92,8 @@ class Glue(Task):
         for split, file in self.data.submissions.items() if self.submission else ():
             examples = self.data.load(split)
             predicted = self._predict(model, examples, split)
-            self._submit(file, examples, predicted)
+            if self.folder is not None:
+                self._submit(self.folder / "submission" / file, examples, predicted)
             if split not in self.splits:
                 records += self._records(examples, predicted, split)
         return Evaluation(scores=scores, predictions=records)
@@ -166,13 +168,11 @@ class Glue(Task):
         labels = self.data.labels
         return predicted.tolist() if labels is None else [labels[i] for i in predicted.tolist()]
 
-    def _submit(self, file: str, examples: Sequence[Judged], predicted: NDArray[Any]) -> None:
-        assert self.folder is not None, "a submission is written by a stage"
+    def _submit(self, path: Path, examples: Sequence[Judged], predicted: NDArray[Any]) -> None:
         if self.data.labels is None:
             answers = [f"{score:.3f}" for score in np.clip(predicted, 0, MAX_SCORE)]
         else:
             answers = self._answers(predicted)
         lines = [f"{example.id}\t{answer}\n" for example, answer in zip(examples, answers, strict=True)]
-        path = self.folder / "submission" / file
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(["index\tprediction\n", *lines]), encoding="utf-8")

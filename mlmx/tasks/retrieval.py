@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ from mlmx.tasks.retrieval_scores import DEPTH, METRICS, QueryScores, Ranking, qu
 from mlmx.tasks.search import Neighbours, check_finite, nearest, normalised
 from mlmx.tasks.task import Evaluation, Score, Task
 from mlmx.tasks.texts import text_rows
+from mlmx.training.parallel import current
 
 # Documents tokenised at a time: their tokens and embeddings are in memory, those of the others on disk.
 _CHUNK_DOCUMENTS = 50_000
@@ -141,22 +142,32 @@ class Retrieval(Task):
         return nearest(queries, documents, num_results, device=encoder.base.device)
 
     def _index(self, encoder: Encoder, documents: Sequence[str]) -> NDArray[np.float32]:
-        if self.folder is None:
+        # The main process writes the index, and all of them read it.
+        processes = current()
+        own = None if self.folder is None else self.folder / "index" / f"{self._content_of(encoder, documents)}.npy"
+        told, there = processes.gather((None if own is None else str(own), own is not None and own.exists()))[0]
+        if told is None:
             return self._embeddings(encoder, documents, self.document_prefix, "documents")
-        path = self.folder / "index" / f"{self._content_of(encoder, documents)}.npy"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            # Each process of a training writes its own; they are equal, and the last one stays.
-            partial = path.with_suffix(f".partial{os.environ.get('RANK', '')}")
-            shape = (len(documents), encoder.hidden_size)
-            index = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-            for start in range(0, len(documents), _CHUNK_DOCUMENTS):
-                some = slice(start, start + _CHUNK_DOCUMENTS)
-                index[some] = self._embeddings(encoder, documents[some], self.document_prefix, "documents")
-            index.flush()
-            partial.replace(path)
+        path = Path(told)
+        if not there:
+            self._write_index(encoder, documents, path, writes=processes.is_main)
+            processes.barrier()
         mapped: NDArray[np.float32] = np.load(path, mmap_mode="r")
         return mapped
+
+    def _write_index(self, encoder: Encoder, documents: Sequence[str], path: Path, *, writes: bool) -> None:
+        partial = path.with_suffix(".partial")
+        if writes:
+            path.parent.mkdir(exist_ok=True)
+            index = np.lib.format.open_memmap(partial, "w+", np.float32, (len(documents), encoder.hidden_size))
+        for start in range(0, len(documents), _CHUNK_DOCUMENTS):
+            some = slice(start, start + _CHUNK_DOCUMENTS)
+            vectors = self._embeddings(encoder, documents[some], self.document_prefix, "documents")
+            if writes:
+                index[some] = vectors
+        if writes:
+            index.flush()
+            partial.replace(path)
 
     def _embeddings(self, encoder: Encoder, texts: Sequence[str], prefix: str, what: str) -> NDArray[np.float32]:
         layer = resolve_layer(self.layer, encoder.num_layers, where=f"task.{self.name}.layer")

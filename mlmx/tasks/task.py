@@ -24,8 +24,9 @@ class Score:
         value: the score.
         num_examples: how many examples it is computed over: sentences, words, pieces, gold pairs or gold entities.
         higher_is_better: its direction.
-        trivial: what one gets without looking at the examples: by the most frequent answer of the training data, or by chance; None
-            where the task does not say.
+        trivial: what one gets without a model: by the most frequent answer of the training data (for a word, that of the word), or
+            by chance; None where the task does not say.
+        settings: what the score depends on and the task's settings do not say as a number, such as the layer that ``last`` is.
     """
 
     task: str
@@ -35,6 +36,7 @@ class Score:
     num_examples: int
     higher_is_better: bool
     trivial: float | None = None
+    settings: Mapping[str, str | float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -96,7 +98,7 @@ class Task(ABC):
     Attributes:
         name: the word it is selected by, ``task=<name>``.
         folder: the directory of the stage that carries it out, for files beside its scores (a submission, a run, an index); None
-            where no stage does.
+            where no stage does, and in all processes but the main one.
         run_seed: the seed of the run, while it is fine-tuned, for choosing what to train on; None where nothing is.
     """
 
@@ -114,4 +116,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
-        """Judge the encoder, or the fine-tuned objective where ``objective`` returns one."""
+        """Judge the encoder, or the fine-tuned objective where ``objective`` returns one.
+
+        Several processes judge together: all call this and get the same, and what goes through the encoder is shared among them.
+        """

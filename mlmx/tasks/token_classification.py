@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from transformers import AutoModelForTokenClassification
 
 from mlmx.data.batch import Batch, BatchContext, Collator, packed_batch
@@ -19,7 +20,7 @@ from mlmx.data.rows_from_text import IGNORED, WordRows
 from mlmx.errors import user_error
 from mlmx.models.encoder import Encoder
 from mlmx.models.head import LanguageModelHead
-from mlmx.models.pooling import batches_by_length
+from mlmx.models.inference import by_batch
 from mlmx.models.quiet import quiet_transformers
 from mlmx.objectives.objective import Objective, Output
 
@@ -90,19 +91,23 @@ class TokenClassification(Objective):
         self.encoder.tokenizer.save_pretrained(folder)
 
 
-@torch.inference_mode()
 def predict_words(model: TokenClassification, rows: WordRows, *, batch_tokens: int) -> list[dict[int, int]]:
     """Return for each sentence: position of the word -> predicted class; words without tokens are left out."""
     model.eval()
     device = next(model.parameters()).device
-    predictions: list[dict[int, int]] = [{} for _ in range(rows.num_sentences)]
-    for indices in batches_by_length(rows.lengths, batch_tokens):
+
+    def tagged(indices: NDArray[np.int64]) -> NDArray[np.generic]:
+        # (words, 3): sentence, position in it, class.
         taken = rows.take(indices)
         batch = packed_batch(taken, BatchContext(keys=np.zeros(len(indices), np.int64)), counts={}).to(device)
         positions = rows.word_positions(indices)
         first = np.flatnonzero(positions >= 0)
         classes = model.head(model.encoder(batch)[torch.from_numpy(first).to(device)]).argmax(dim=1).cpu().numpy()
         sentences = rows.sentences[indices][taken.row_of_token[first]]
-        for sentence, word, label in zip(sentences.tolist(), positions[first].tolist(), classes.tolist(), strict=True):
+        return np.stack([sentences, positions[first], classes], axis=1)
+
+    predictions: list[dict[int, int]] = [{} for _ in range(rows.num_sentences)]
+    for _, words in by_batch(rows, tagged, batch_tokens=batch_tokens, what="tag"):
+        for sentence, word, label in words.tolist():
             predictions[sentence][word] = label
     return predictions

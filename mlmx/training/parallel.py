@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mlmx.errors import user_error
@@ -72,6 +75,15 @@ class ProcessGroup:
         rest = max(lengths) + 8 - _FIRST_BYTES
         others = self._gather_bytes(message[_FIRST_BYTES:], rest) if rest > 0 else [b""] * self.size
         return [json.loads((a + b)[8 : 8 + length]) for a, b, length in zip(firsts, others, lengths, strict=True)]
+
+    def gather_arrays(self, arrays: Sequence[NDArray[Any]]) -> list[list[NDArray[Any]]]:
+        """Return every rank's arrays of numbers, in the order of ranks; ranks may have different numbers of them, of any shapes."""
+        if self.size == 1:
+            return [list(arrays)]
+        described = self.gather([(array.dtype.str, array.shape) for array in arrays])
+        data = torch.frombuffer(bytearray(b"".join(array.tobytes() for array in arrays)) or bytearray(1), dtype=torch.uint8)
+        longest = max(sum(_num_bytes(*one) for one in own) for own in described)
+        return [list(_arrays(own, data)) for own, data in zip(described, self._gather_bytes(data, max(longest, 1)), strict=True)]
 
     def _gather_bytes(self, data: Tensor, length: int) -> list[bytes]:
         padded = torch.zeros(length, dtype=torch.uint8)
@@ -129,6 +141,36 @@ class ProcessGroup:
                 gradient.copy_(part.view_as(gradient))
 
 
+def current() -> ProcessGroup:
+    """Return the processes that work together with this one: those of the ``process_group`` it is in, or itself alone."""
+    return _current
+
+
+# As torch's own default group, of which a process has one at a time.
+_current = ProcessGroup()
+
+
+@contextmanager
+def _as_current(group: ProcessGroup) -> Iterator[ProcessGroup]:
+    global _current
+    before, _current = _current, group
+    try:
+        yield group
+    finally:
+        _current = before
+
+
+def _num_bytes(dtype: str, shape: Sequence[int]) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def _arrays(described: Iterable[tuple[str, Sequence[int]]], data: bytes) -> Iterator[NDArray[Any]]:
+    start = 0
+    for dtype, shape in described:
+        yield np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
+        start += _num_bytes(dtype, shape)
+
+
 def _distinct(tensors: list[Tensor]) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in tensors}.values())
 
@@ -177,7 +219,8 @@ def process_group(
     if cuda:
         torch.cuda.set_device(chosen)
     if size == 1:
-        yield ProcessGroup(device=chosen, peak_flops=peak_flops, asynchronous=cuda)
+        with _as_current(ProcessGroup(device=chosen, peak_flops=peak_flops, asynchronous=cuda)) as group:
+            yield group
         return
     timeout = timedelta(seconds=timeout_seconds)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=chosen if cuda else None)
@@ -193,7 +236,8 @@ def process_group(
         _control=control,
     )
     try:
-        yield group
+        with _as_current(group):
+            yield group
     except BaseException:
         # The other ranks may never reach a barrier; torchrun ends them.
         raise

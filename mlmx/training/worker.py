@@ -25,7 +25,7 @@ from mlmx.data.store import TokenStore
 from mlmx.errors import UserError
 from mlmx.models.encoder import Encoder
 from mlmx.models.load import load_encoder, load_tokenizer
-from mlmx.stage import StageDir, error_to_json
+from mlmx.stage import TRAINING_KINDS, StageDir, error_to_json
 from mlmx.tasks.task import Task
 from mlmx.training.checkpoint import load_module, save_module
 from mlmx.training.deathwatch import watch
@@ -41,8 +41,6 @@ EXIT_STOPPED = 128 + signal.SIGTERM
 
 # Preparation and annotation have neither curves nor scores to look at.
 TRACKED_KINDS = ("pretrain", "finetune", "eval")
-
-TRAINING_KINDS = ("pretrain", "finetune")
 
 
 def prepare(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
@@ -86,8 +84,8 @@ def pretrain(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
 
 def finetune(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Train a task's objective on the task's data."""
-    task: Task = build(spec["task"], where=f"task.{spec['task']['name']}")
-    task.folder, task.run_seed = stage.path, spec["seed"]
+    task = _task(stage, spec, processes)
+    task.run_seed = spec["seed"]
     # Where it is trained: a task may need it to choose what to train on.
     encoder = _encoder(stage, spec).to(processes.device)
     objective = task.objective(encoder)
@@ -103,8 +101,7 @@ def finetune(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
 
 def evaluate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Judge an encoder, or what was fine-tuned from it, by a task."""
-    task: Task = build(spec["task"], where=f"task.{spec['task']['name']}")
-    task.folder = stage.path
+    task = _task(stage, spec, processes)
     model = stage.parent("model")
     if model is not None and model.config()["kind"] == "finetune":
         judged = task.objective(load_encoder(model.encoder_dir))
@@ -114,8 +111,9 @@ def evaluate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
         evaluation = task.evaluate(judged)
     else:
         evaluation = task.evaluate(_encoder(stage, spec).to(processes.device).eval())
-    stage.write_predictions(evaluation.predictions)
-    tracker.log_attachments(stage.path)
+    if processes.is_main:
+        stage.write_predictions(evaluation.predictions)
+        tracker.log_attachments(stage.path)
     return {"scores": [score.to_json() for score in evaluation.scores]}
 
 
@@ -126,6 +124,12 @@ WORK: Mapping[str, Callable[[StageDir, Spec, ProcessGroup, Tracker], Result]] = 
     "finetune": finetune,
     "eval": evaluate,
 }
+
+
+def _task(stage: StageDir, spec: Spec, processes: ProcessGroup) -> Task:
+    task: Task = build(spec["task"], where=f"task.{spec['task']['name']}")
+    task.folder = stage.path if processes.is_main else None
+    return task
 
 
 def _parent(stage: StageDir, role: str) -> StageDir:
@@ -165,6 +169,8 @@ def run(stage: StageDir) -> None:
         num_shards=parallel["num_shards"] if config["kind"] in TRAINING_KINDS else 1,
         peak_flops=parallel["peak_flops"],
     ) as processes:
+        if not processes.is_main:
+            logging.disable(logging.WARNING)  # The main process says the same.
         # Whatever a constructor draws (an encoder from scratch, a fresh head) is drawn from here.
         torch.manual_seed(config["spec"].get("seed", 0))
         if config["kind"] in TRAINING_KINDS:

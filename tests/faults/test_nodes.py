@@ -114,8 +114,9 @@ def test_what_is_typed_for_torchrun():
     words = Group.of("pretrain", parallel).command(StageDir("x"), "worker", "abc")
     for word in ("--nnodes=4", "--nproc-per-node=8", "--rdzv-endpoint=node1:29500", "--rdzv-id=abc", "--max-restarts=2"):
         assert word in words
-    assert Group.of("eval", parallel).size == 1
-    assert "--nnodes=4" not in Group.of("eval", parallel).command(StageDir("x"), "worker", "abc")
+    assert Group.of("eval", parallel).size == 32
+    assert Group.of("prepare", parallel).size == 1
+    assert "--nnodes=4" not in Group.of("prepare", parallel).command(StageDir("x"), "worker", "abc")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from mlmx.data.batch import Batch
 from mlmx.errors import UserError
 from mlmx.models.dropout import dropout_of
 from mlmx.models.encoder import Encoder
+from mlmx.models.inference import batches_by_length
 from mlmx.models.load import Scratch, load_encoder
-from mlmx.models.pooling import batches_by_length, encode, pool, resolve_layer
+from mlmx.models.pooling import encode, pool, resolve_layer
 from tests.tiny import numbered_tokenizer
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "electra", "distilbert", "modernbert"]

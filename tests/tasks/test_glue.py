@@ -210,8 +210,7 @@ def test_fine_tuning_learns(folder, make_encoder, dataset):
 
 def test_a_submitted_score_is_cut_to_the_scale(folder, tmp_path):
     glue = task(data(folder, "STS-B"))
-    glue.folder = tmp_path
-    glue._submit("STS-B.tsv", glue.data.load("test"), np.array([-0.25, 5.5]))
+    glue._submit(tmp_path / "submission" / "STS-B.tsv", glue.data.load("test"), np.array([-0.25, 5.5]))
     assert (tmp_path / "submission" / "STS-B.tsv").read_text() == "index\tprediction\n0\t0.000\n1\t5.000\n"
 
 
