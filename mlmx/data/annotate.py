@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mlmx.data.arrays import ArrayWriter, finished
 from mlmx.data.corpus import Annotation, Annotator, Segment
+from mlmx.data.entity_schemes import OUTSIDE
 from mlmx.data.example_writer import Numbering
 from mlmx.data.progress import progress_bar
 from mlmx.data.store import ANNOTATION_META, FORMAT, TokenStore
@@ -28,7 +29,6 @@ from mlmx.errors import user_error
 log = logging.getLogger(__name__)
 
 _BATCH_SEGMENTS = 512
-OUTSIDE = "O"
 
 
 def annotate_store(

@@ -21,8 +21,8 @@ class Segment:
         text: as it is given to the tokenizer.
         language: its code.
         words: character spans of the words, where the source has words of its own (CoNLL, microworld).
-        tags: layer -> one tag per word, gold. Layers: ``pos`` (universal POS where possible) and ``entity`` (IOB2: ``B-PER``,
-            ``I-PER``, ``O``).
+        tags: layer -> one tag per word, gold. Layers: ``pos`` (universal POS where possible), ``entity`` (IOB2: ``B-PER``,
+            ``I-PER``, ``O``) and ``language`` (of words in code-mixed text).
     """
 
     text: str

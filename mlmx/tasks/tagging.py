@@ -1,12 +1,11 @@
-"""Tagging words: parts of speech or named entities."""
+"""Tagging words: parts of speech, named entities, or languages."""
 
 from __future__ import annotations
 
 import logging
-import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,13 +18,13 @@ from mlmx.data.rows_from_text import IGNORED, WordRows
 from mlmx.errors import user_error
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective
-from mlmx.tasks.task import Evaluation, Task, ratio_scores
+from mlmx.tasks.task import Evaluation, Score, Task, ratio_scores
 from mlmx.tasks.texts import check_max_length
 from mlmx.tasks.token_classification import TokenClassification, predict_words
 
 log = logging.getLogger(__name__)
 
-_ENTITY_TAG = re.compile(r"O|[BI]-.+")
+Layer = Literal["pos", "entity", "language"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +37,17 @@ class Tagged:
 
 
 class Tagging(Task):
-    """Part-of-speech or named-entity tagging by fine-tuning: accuracy over words, and strict F1 of entities.
+    """Tagging of parts of speech, named entities or languages by fine-tuning: accuracy over words, and strict F1 of entities.
 
     An entity is found where its first word, last word and class are right; an ``I-`` tag that continues nothing begins an entity,
-    as in the evaluation of CoNLL-2003. The export is a token-classification checkpoint with the tags as label names, which
-    ``annotator=hf`` uses.
+    as in the evaluation of CoNLL-2003. Whatever scheme the corpora write, tags are those of IOB2, token accuracy too. The trivial
+    scores are those of a tagger that gives each word its most frequent tag of the training data, and a word it does not have the
+    most frequent tag of all. The export is a token-classification checkpoint with the tags as label names, which ``annotator=hf``
+    uses.
 
     Args:
         name: the task's name.
-        layer: ``pos`` or ``entity``: which gold tags of the corpora are learnt.
+        layer: ``pos``, ``entity`` or ``language``: which gold tags of the corpora are learnt.
         corpora: split -> tagged sentences. ``train`` is fine-tuned on, all others are judged.
         max_length: tokens of a row, special ones included; longer sentences are cut into windows at words, so that none is lost.
         batch_tokens: tokens per forward when judging.
@@ -56,13 +57,13 @@ class Tagging(Task):
         self,
         *,
         name: str,
-        layer: Literal["pos", "entity"],
+        layer: Layer,
         corpora: Mapping[str, Corpus],
         max_length: Positive,
         batch_tokens: Positive,
     ) -> None:
         self.name = name
-        self.layer: Literal["pos", "entity"] = layer
+        self.layer: Layer = layer
         if "train" not in corpora or len(corpora) < 2:
             message = (
                 f"names the tagged sentences of each split; train and one to judge by are needed, given: {', '.join(corpora)}."
@@ -81,13 +82,16 @@ class Tagging(Task):
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
         assert isinstance(model, TokenClassification)
         records: list[dict[str, Any]] = []
+        trivial: list[dict[str, Any]] = []
+        tag_of = most_frequent_tags(self._training_sentences)
         for split in self.corpora:
             if split != "train":
                 sentences = self._sentences(split)
                 rows = self._rows(model.encoder, sentences, split)
                 predictions = predict_words(model, rows, batch_tokens=self.batch_tokens)
-                records += self._records(sentences, predictions, split)
-        return Evaluation(scores=ratio_scores(records, task=self.name), predictions=records)
+                records += self._records(sentences, self._tags(sentences, predictions), split)
+                trivial += self._records(sentences, [[tag_of[word] for word in one.words] for one in sentences], split)
+        return Evaluation(scores=self._scores(records, trivial), predictions=records)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -107,10 +111,7 @@ class Tagging(Task):
                 if segment.words is None or self.layer not in segment.tags:
                     raise user_error(where, f"{example.where} has no gold tags of layer {self.layer!r}.")
                 words = [segment.text[start:end] for start, end in segment.words]
-                tags = segment.tags[self.layer]
-                if self.layer == "entity" and (bad := [tag for tag in tags if not _ENTITY_TAG.fullmatch(tag)]):
-                    raise user_error(where, f"{example.where}: {bad[0]!r} is no entity tag; O, B-X and I-X are.")
-                sentences.append(Tagged(example.where, words, tags))
+                sentences.append(Tagged(example.where, words, segment.tags[self.layer]))
         for reason, number in corpus.skipped.items():
             log.warning("%s: %d sentences of split %s skipped: %s", self.name, number, split, reason)
         if not sentences:
@@ -122,7 +123,11 @@ class Tagging(Task):
         index = {label: i for i, label in enumerate(self.labels)}
         unseen = Counter(tag for sentence in sentences for tag in sentence.tags if tag not in index)
         if unseen:
-            log.warning("%s: tags of split %s that never occur in training: %s", self.name, split, dict(unseen))
+            first = next(sentence.where for sentence in sentences if unseen.keys() & set(sentence.tags))
+            message = (
+                "%s: tags of split %s that never occur in training, so that they count as wrong: %s; first in the sentence at %s"
+            )
+            log.warning(message, self.name, split, dict(unseen), first)
         labels = [[index.get(tag, IGNORED) for tag in sentence.tags] for sentence in sentences]
         words = [sentence.words for sentence in sentences]
         rows = WordRows(words, encoder.tokenizer, encoder.vocabulary, self.max_length, labels)
@@ -131,12 +136,18 @@ class Tagging(Task):
             log.warning(message, self.name, rows.num_lost_labels, split)
         return rows
 
-    def _records(self, sentences: Sequence[Tagged], predictions: Sequence[dict[int, int]], split: str) -> list[dict[str, Any]]:
-        # One record per sentence; a word without pieces is in no entity, and has no part of speech.
+    def _tags(self, sentences: Sequence[Tagged], predictions: Sequence[dict[int, int]]) -> list[list[str]]:
+        # A word without pieces is in no entity, and has no part of speech and no language.
         untagged = "O" if self.layer == "entity" else ""
+        return [
+            [self.labels[found[i]] if i in found else untagged for i in range(len(sentence.words))]
+            for sentence, found in zip(sentences, predictions, strict=True)
+        ]
+
+    def _records(self, sentences: Sequence[Tagged], tags: Sequence[Sequence[str]], split: str) -> list[dict[str, Any]]:
+        # One record per sentence.
         records = []
-        for number, (sentence, found) in enumerate(zip(sentences, predictions, strict=True)):
-            predicted = [self.labels[found[i]] if i in found else untagged for i in range(len(sentence.words))]
+        for number, (sentence, predicted) in enumerate(zip(sentences, tags, strict=True)):
             num_right = sum(gold == tag for gold, tag in zip(sentence.tags, predicted, strict=True))
             ratios: dict[str, list[int]] = {"token_accuracy": [num_right, len(predicted)]}
             if self.layer == "entity":
@@ -148,6 +159,20 @@ class Tagging(Task):
                 }
             records.append({"id": str(number), "where": sentence.where, "split": split, "predicted": predicted, "ratios": ratios})
         return records
+
+    def _scores(self, records: Sequence[Mapping[str, Any]], trivial: Sequence[Mapping[str, Any]]) -> list[Score]:
+        pairs = zip(ratio_scores(records, task=self.name), ratio_scores(trivial, task=self.name), strict=True)
+        return [replace(score, trivial=without_looking.value) for score, without_looking in pairs]
+
+
+def most_frequent_tags(sentences: Sequence[Tagged]) -> defaultdict[str, str]:
+    """Return word -> its most frequent tag (the first of equals); of a word that does not occur, the most frequent tag of all."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for sentence in sentences:
+        for word, tag in zip(sentence.words, sentence.tags, strict=True):
+            counts[word][tag] += 1
+    ((commonest, _),) = Counter(tag for sentence in sentences for tag in sentence.tags).most_common(1)
+    return defaultdict(lambda: commonest, {word: of_word.most_common(1)[0][0] for word, of_word in counts.items()})
 
 
 def strict_entities(gold: Sequence[str], predicted: Sequence[str]) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlmx.build import Positive
 from mlmx.data.corpus import Annotation, Annotator, Segment
+from mlmx.data.entity_schemes import iob2_label, scheme_of
 from mlmx.data.positions import longest_row
 from mlmx.data.rows import TokenRows
 from mlmx.data.rows_from_text import WordRows
@@ -27,7 +28,7 @@ class HuggingFaceAnnotator(Annotator):
     Args:
         path: a folder, a stage of mlmx, or a repository of the hub.
         revision: commit of the repository; null for its newest (the run's fingerprint then holds the commit found).
-        layer: which layer its tags fill; entity tags in IOB2 (``B-PER``) or plain (``PER``).
+        layer: which layer its tags fill; entity tags in IOB2 (``B-PER``), IOBES, BILOU or plain (``PER``).
         tag_map: tag -> class; null for a tag to drop, tags that are not named stay. Null for no map.
         max_length: tokens per window at most; fewer where the model has fewer positions.
         batch_tokens: tokens per forward at most, padding included.
@@ -76,6 +77,8 @@ class HuggingFaceAnnotator(Annotator):
         self.model = model.to(self.device).eval()
         self.vocabulary = Vocabulary.from_tokenizer(self.tokenizer)
         labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        if self.layers == ("entity",) and (scheme := scheme_of(labels)) is not None:
+            labels = [iob2_label(label, scheme) for label in labels]
         self.tags = [mapped_tag(label, self.tag_map) for label in labels]
 
     def annotate(self, segments: Sequence[Segment]) -> list[Annotation]:

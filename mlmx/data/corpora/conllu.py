@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from typing import Literal
 
-from mlmx.data.corpora.sentences import Block, columns_of, join_words, read_blocks
-from mlmx.data.corpus import Corpus, Example, Segment
-from mlmx.data.text_files import find_files
+from mlmx.data.corpora.sentences import Block, Sentence, SentenceCorpus, columns_of
+from mlmx.data.entity_schemes import OUTSIDE, Scheme
 from mlmx.errors import user_error
 
-NO_WORDS = "sentence without words"
 _NUMBER = re.compile(r"\d+([-.]\d+)?")
 
 
-class ConllUCorpus(Corpus):
+class ConllUCorpus(SentenceCorpus):
     """CoNLL-U files: sentences with their words and gold parts of speech (UPOS).
 
     A token of several syntactic words (German *zum* = *zu dem*) is one word here, with the part of speech of the first of them;
@@ -23,30 +21,30 @@ class ConllUCorpus(Corpus):
     Args:
         path: a file, a glob, or a list of either; compressed files (gz, bz2, xz, zst) are read as they are.
         language: the code of the language.
-        entity_key: the key of the last column (MISC) that holds the entity of a word in IOB2 (``NER=B-PER``); null for none. Words
-            without the key are no entities.
+        entity_key: the key of the last column (MISC) that holds the entity of a word (``NER=B-PER``); null for none. Words without
+            the key are no entities.
+        entity_scheme: what entities are written in: ``iob1``, ``iob2``, ``iobes``, ``bilou``, or ``detect``, by the tags
+            themselves. They are converted to IOB2; tags that contradict the scheme are counted and reported.
+        language_key: the key of MISC that holds the language of a word, in code-mixed text (``Lang=hi``); null for none. Words
+            without the key are in ``language``.
     """
 
-    def __init__(self, *, path: str | list[str], language: str, entity_key: str | None) -> None:
-        self.path = path
-        self.entity_key = entity_key
-        self.parallel = False
-        self.languages = (language,)
-        self.skipped = {}
+    def __init__(
+        self,
+        *,
+        path: str | list[str],
+        language: str,
+        entity_key: str | None,
+        entity_scheme: Scheme | Literal["detect"],
+        language_key: str | None,
+    ) -> None:
+        super().__init__(path=path, language=language, entity_scheme=entity_scheme)
+        # Layer -> its key in MISC, and what a word without the key has.
+        keys = {"entity": (entity_key, OUTSIDE), "language": (language_key, language)}
+        self.keys = {layer: (key, default) for layer, (key, default) in keys.items() if key is not None}
 
-    def examples(self) -> Iterator[Example]:
-        self.skipped = {}
-        for file in find_files(self.path):
-            for block in read_blocks(file):
-                if (example := self._example(block)) is not None:
-                    yield example
-                else:
-                    self.skipped[NO_WORDS] = self.skipped.get(NO_WORDS, 0) + 1
-
-    def _example(self, block: Block) -> Example | None:
-        words: list[str] = []
-        spaces: list[bool] = []
-        tags: dict[str, list[str]] = {"pos": [], "entity": []}
+    def read(self, block: Block) -> Sentence | None:
+        sentence = Sentence(block[0][0], [], [], [], {"pos": [], **{layer: [] for layer in self.keys}})
         covered_until = 0
         needed = [("ID", 0), ("FORM", 1), ("UPOS", 3), ("MISC", 9)]
         for where, line in block:
@@ -61,21 +59,16 @@ class ConllUCorpus(Corpus):
             if not form.strip():
                 raise user_error(where, "the word has no FORM (second column).")
             features = dict(item.partition("=")[::2] for item in misc.split("|"))
-            if "-" in number:
+            is_token = "-" in number
+            if is_token or int(number) > covered_until:
+                sentence.words.append(form)
+                sentence.places.append(where)
+                sentence.spaces.append(features.get("SpaceAfter") != "No")
+            if is_token:
                 covered_until = int(number.split("-")[1])
-                words.append(form)
-                spaces.append(features.get("SpaceAfter") != "No")
-                continue
-            if int(number) > covered_until:
-                words.append(form)
-                spaces.append(features.get("SpaceAfter") != "No")
-            if len(tags["pos"]) < len(words):
+            elif len(sentence.tags["pos"]) < len(sentence.words):
                 # The first syntactic word of a token gives the token its tags.
-                tags["pos"].append(upos)
-                tags["entity"].append(features.get(self.entity_key or "", "O") or "O")
-        if not words:
-            return None
-        if self.entity_key is None:
-            del tags["entity"]
-        text, spans = join_words(words, spaces)
-        return Example(block[0][0], (Segment(text, self.languages[0], spans, tags),))
+                sentence.tags["pos"].append(upos)
+                for layer, (key, default) in self.keys.items():
+                    sentence.tags[layer].append(features.get(key) or default)
+        return sentence if sentence.words else None

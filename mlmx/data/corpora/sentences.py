@@ -2,14 +2,89 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from mlmx.data.text_files import read_lines
+from mlmx.data.corpus import Corpus, Example, Segment
+from mlmx.data.entity_schemes import EntityTags, Scheme, detect
+from mlmx.data.text_files import find_files, read_lines
 from mlmx.errors import user_error
 
 Block = list[tuple[str, str]]
 """The lines of a sentence with their places."""
+
+NO_WORDS = "sentence without words"
+
+
+@dataclass(slots=True)
+class Sentence:
+    """A sentence as a file has it.
+
+    Attributes:
+        where: its first line.
+        places: the line of each word.
+        words: the words.
+        spaces: for each word whether a space follows it.
+        tags: layer -> one tag per word; entities in the scheme of the file.
+    """
+
+    where: str
+    places: list[str]
+    words: list[str]
+    spaces: list[bool]
+    tags: dict[str, list[str]]
+
+
+class SentenceCorpus(Corpus):
+    """Files of sentences in one language; their entity tags come out in IOB2.
+
+    Args:
+        path: a file, a glob, or a list of either.
+        language: the code of the language.
+        entity_scheme: what the entity tags are written in; ``detect`` reads them once more beforehand.
+    """
+
+    def __init__(self, *, path: str | list[str], language: str, entity_scheme: Scheme | Literal["detect"]) -> None:
+        self.path = path
+        self.parallel = False
+        self.languages = (language,)
+        self.skipped = {}
+        self._scheme: Scheme | Literal["detect"] = entity_scheme
+
+    @abstractmethod
+    def read(self, block: Block) -> Sentence | None:
+        """Return the sentence of a block, None if it has no words."""
+
+    def examples(self) -> Iterator[Example]:
+        entities: EntityTags | None = None
+        for sentence in self._sentences():
+            if "entity" in sentence.tags:
+                entities = entities or EntityTags(self._entity_scheme())
+                sentence.tags["entity"] = entities.read(sentence.tags["entity"], sentence.places)
+            text, spans = join_words(sentence.words, sentence.spaces)
+            yield Example(sentence.where, (Segment(text, self.languages[0], spans, sentence.tags),))
+        if entities is not None:
+            entities.report(", ".join([self.path] if isinstance(self.path, str) else self.path))
+
+    def _entity_scheme(self) -> Scheme:
+        if self._scheme != "detect":
+            return self._scheme
+        skipped = dict(self.skipped)
+        scheme = detect(sentence.tags["entity"] for sentence in self._sentences())
+        self.skipped = skipped
+        return scheme
+
+    def _sentences(self) -> Iterator[Sentence]:
+        self.skipped = {}
+        for file in find_files(self.path):
+            for block in read_blocks(file):
+                if (sentence := self.read(block)) is not None:
+                    yield sentence
+                else:
+                    self.skipped[NO_WORDS] = self.skipped.get(NO_WORDS, 0) + 1
 
 
 def read_blocks(path: Path) -> Iterator[Block]:
