@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-_KINDS = ("objectives", "models", "corpora", "annotators", "tasks", "trainers", "trackers", "parallel", "experiments")
+_KINDS = ("objectives", "models", "corpora", "annotators", "tasks", "protocols", "trainers", "trackers", "parallel", "experiments")
 _SUMMARIES = {
     "pretrain": "Pretrain an encoder: the stages of the chain, without tasks.",
     "finetune": "Fine-tune a model on tasks, and judge it by them.",

@@ -19,6 +19,7 @@ KINDS = {
     "corpora": "corpus",
     "annotators": "annotator",
     "tasks": "task",
+    "protocols": "protocol",
     "trainers": "trainer",
     "trackers": "tracker",
     "parallel": "parallel",
@@ -68,7 +69,8 @@ def node_of(file: Path) -> dict[str, Any]:
     node: dict[str, Any] = {}
     for base in content.pop("defaults", ()):
         # An option in a folder below is one that is selected along with others, as ``glue`` selects ``glue/cola``.
-        if isinstance(base, str) and base != "_self_" and "/" not in base and (path := file.with_name(f"{base}.yaml")).exists():
+        name = base.removesuffix("@_here_") if isinstance(base, str) else "_self_"
+        if name != "_self_" and "/" not in name and (path := file.with_name(f"{name}.yaml")).exists():
             node |= node_of(path)
     return node | content
 

@@ -24,8 +24,11 @@ PAGES = {
     "corpus": "Corpora",
     "annotator": "Annotators",
     "task": "Tasks",
+    "protocol": "Protocols",
     "trainer": "Trainer",
 }
+PLACES = {"task": "task.NAME", "protocol": "task.NAME.protocol"}
+"""Where the settings of an option stand, where that is not the group's name."""
 
 
 def node_of(path: Path) -> dict[str, Any] | None:
@@ -71,7 +74,7 @@ def page(group: str, title: str) -> str:
     parts = [
         f"# {title}",
         f"Generated from `conf/{group}/` by `scripts/generate_docs.py`. Choose one with `{group}=name`, change a setting with "
-        f"`{'task.NAME' if group == 'task' else group}.setting=value`.",
+        f"`{PLACES.get(group, group)}.setting=value`.",
     ]
     kind = next(kind for kind, folder in listing.KINDS.items() if folder == group)
     summaries = {option.name: option.summary for option in listing.options(kind, [ROOT / "conf"])}

@@ -9,7 +9,7 @@ from mlmx.data.microworld import bitext_pairs, sentiment_examples
 from tests.integration.chains import mlmx, summaries
 
 METRICS = {
-    "bitext": "accuracy_forward",
+    "bitext": "margin_ratio_accuracy_forward",
     "sentiment": "accuracy",
     "acceptability": "accuracy",
     "paraphrase": "accuracy",

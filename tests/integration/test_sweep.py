@@ -49,9 +49,14 @@ def test_jobs_side_by_side_do_no_stage_twice(tmp_path):
 def test_optuna_gets_the_score(prepared):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     sweep = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "hydra.sweeper.direction=maximize"]
-    space = ["trainer.learning_rate=interval(1e-4,1e-2)", "sweep_metric=bitext/test/accuracy_forward"]
+    space = ["trainer.learning_rate=interval(1e-4,1e-2)", "sweep_metric=bitext/test/margin_ratio_accuracy_forward"]
     mlmx(*sweep, *space, *SHORT, outputs=prepared)
-    values = [score["value"] for run in summaries(prepared) for score in run["scores"] if score["metric"] == "accuracy_forward"]
+    values = [
+        score["value"]
+        for run in summaries(prepared)
+        for score in run["scores"]
+        if score["metric"] == "margin_ratio_accuracy_forward"
+    ]
     assert len(values) == 2
     (found,) = (prepared / "runs").glob("*/optimization_results.yaml")
     assert str(max(values)) in found.read_text()

@@ -70,6 +70,15 @@ def test_options_without_files_are_ready_to_run(name):
             "bitext_parallel",
             ["task.bitext_parallel.data.corpus.path=a.tsv", "task.bitext_parallel.data.corpus.languages=[en,de]"],
         ),
+        ("tatoeba_files", ["task.tatoeba_files.data.path=tatoeba.*-eng.tsv.gz", "protocol@task.tatoeba_files.protocol=cosine"]),
+        (
+            "bitext_bucc",
+            [
+                f"task.bitext_bucc.{data}.{setting}=a.tsv"
+                for data in ("data", "protocol.train")
+                for setting in ("source", "target", "gold")
+            ],
+        ),
         ("bitext_files", [f"task.bitext_files.data.{setting}=a.tsv" for setting in ("source", "target", "gold")]),
         ("sentiment_files", ["task.sentiment_files.data.path=a.jsonl", "task.sentiment_files.data.split_column=split"]),
     ],
