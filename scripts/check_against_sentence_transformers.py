@@ -19,7 +19,7 @@ import gzip
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ def main() -> None:
     model = SentenceTransformer(str(given.model), device="cpu")
     worst = 0.0
     print("| score | mlmx | Sentence-Transformers | difference |\n| --- | --- | --- | --- |")
-    for name, theirs in theirs_of(model, given.data, wanted={name.partition("/")[0] for name in ours}):
+    for name, theirs in theirs_of(model, given.data, wanted=set(ours)):
         difference = ours[name] - theirs
         worst = max(worst, abs(difference))
         print(f"| {name} | {ours[name]:.6f} | {theirs:.6f} | {difference:+.1e} |", flush=True)
@@ -54,25 +54,31 @@ def main() -> None:
 
 
 def scores_of(outputs: Path, model: Path) -> dict[str, float]:
-    """Return ``task/metric`` -> value of all runs that judged this model; where several did, of the newest."""
+    """Return ``task/split/metric`` -> value of all runs that judged this model; where several did, of the newest."""
     scores = {}
     for path in sorted(outputs.glob("runs/*/summary.json")):
         summary = json.loads(path.read_text())
         if summary["config"]["model"].get("source") == str(model.absolute()):
-            scores |= {f"{score['task']}/{score['metric']}": score["value"] for score in summary["scores"]}
+            scores |= {f"{score['task']}/{score['split']}/{score['metric']}": score["value"] for score in summary["scores"]}
     return scores
 
 
 def theirs_of(model: SentenceTransformer, data: Path, *, wanted: set[str]) -> Iterator[tuple[str, float]]:
-    """Yield ``task/metric`` and what Sentence-Transformers makes of it, for the tasks that are wanted."""
-    if "stsb_cosine" in wanted:
+    """Yield ``task/split/metric`` and what Sentence-Transformers makes of it, for the scores that are wanted."""
+    if "stsb_cosine/dev/cosine_spearman" in wanted:
         yield from similarity(model, data / "glue" / "STS-B" / "dev.tsv.gz")
-    if "scifact" in wanted:
+    if "scifact/test/ndcg_at_10" in wanted:
         yield from retrieval(model, data / "scifact")
-    for path in sorted((data / "tatoeba_laser").glob("*.tsv.gz")):
-        task = "tatoeba_" + path.name.split(".")[1].partition("-")[0]
-        if task in wanted:
-            yield from bitext(model, path, task)
+    for path in sorted((data / "tatoeba_laser").glob("tatoeba.*-eng.tsv.gz")):
+        language = path.name.split(".")[1].partition("-")[0]
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            source, target = zip(*(line.rstrip("\n").split("\t") for line in lines), strict=True)
+        if f"tatoeba/{language}/tatoeba_accuracy_forward" in wanted:
+            values = TranslationEvaluator(source, target)(model)
+            yield f"tatoeba/{language}/tatoeba_accuracy_forward", values["src2trg_accuracy"]
+            yield f"tatoeba/{language}/tatoeba_accuracy_backward", values["trg2src_accuracy"]
+        if f"tatoeba/{language}/cosine_weighted_f1" in wanted:
+            yield f"tatoeba/{language}/cosine_weighted_f1", weighted_f1(model, source, target)
 
 
 def similarity(model: SentenceTransformer, path: Path) -> Iterator[tuple[str, float]]:
@@ -82,8 +88,8 @@ def similarity(model: SentenceTransformer, path: Path) -> Iterator[tuple[str, fl
         [row["sentence1"] for row in rows], [row["sentence2"] for row in rows], [float(row["score"]) for row in rows]
     )
     values = evaluator(model)
-    yield "stsb_cosine/cosine_spearman", values["spearman_cosine"]
-    yield "stsb_cosine/cosine_pearson", values["pearson_cosine"]
+    yield "stsb_cosine/dev/cosine_spearman", values["spearman_cosine"]
+    yield "stsb_cosine/dev/cosine_pearson", values["pearson_cosine"]
 
 
 def retrieval(model: SentenceTransformer, folder: Path) -> Iterator[tuple[str, float]]:
@@ -96,22 +102,16 @@ def retrieval(model: SentenceTransformer, folder: Path) -> Iterator[tuple[str, f
     queries = {row["_id"]: row["text"] for row in _json_lines(folder / "queries.jsonl.gz") if row["_id"] in relevant}
     documents = {row["_id"]: f"{row['title']} {row['text']}".strip() for row in _json_lines(folder / "corpus.jsonl.gz")}
     values = InformationRetrievalEvaluator(queries, documents, relevant, show_progress_bar=True)(model)
-    yield "scifact/ndcg_at_10", values["cosine_ndcg@10"]
-    yield "scifact/mrr_at_10", values["cosine_mrr@10"]
-    yield "scifact/recall_at_100", values["cosine_recall@100"]
+    yield "scifact/test/ndcg_at_10", values["cosine_ndcg@10"]
+    yield "scifact/test/mrr_at_10", values["cosine_mrr@10"]
+    yield "scifact/test/recall_at_100", values["cosine_recall@100"]
 
 
-def bitext(model: SentenceTransformer, path: Path, task: str) -> Iterator[tuple[str, float]]:
-    """Yield the accuracies of both directions, and the weighted F1 of the first."""
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        pairs = [line.rstrip("\n").split("\t") for line in lines]
-    source, target = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    values = TranslationEvaluator(source, target)(model)
-    yield f"{task}/accuracy_forward", values["src2trg_accuracy"]
-    yield f"{task}/accuracy_backward", values["trg2src_accuracy"]
-    first, second = (model.encode(side, normalize_embeddings=True) for side in (source, target))
+def weighted_f1(model: SentenceTransformer, source: Sequence[str], target: Sequence[str]) -> float:
+    """Return the F1 over the targets as classes, each found as the nearest one of a source."""
+    first, second = (model.encode(list(side), normalize_embeddings=True) for side in (source, target))
     nearest = (first @ second.T).argmax(axis=1)
-    yield f"{task}/weighted_f1", f1_score(np.arange(len(pairs)), nearest, average="weighted", zero_division=0)
+    return float(f1_score(np.arange(len(source)), nearest, average="weighted", zero_division=0))
 
 
 def _table(path: Path) -> Iterator[Mapping[str, str]]:
