@@ -26,6 +26,7 @@ from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights
 from mlmx.models.head import LanguageModelHead
 from mlmx.models.packing import filled_up, sorted_by_length
 from mlmx.models.quiet import quiet_transformers
+from mlmx.models.sentence import SentenceModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,6 +49,7 @@ class Encoder(nn.Module):
         hidden_size: width of an output vector.
         num_layers: layers of the model; ``hidden_states`` gives one more.
         max_length: longest row the model has positions for.
+        sentence: what its folder says of how a text becomes a vector, where Sentence-Transformers wrote it; None elsewhere.
         packed: whether the model runs on packed tokens; otherwise on padded rows, with the same results.
     """
 
@@ -74,6 +76,7 @@ class Encoder(nn.Module):
         self.num_layers: int = config.num_hidden_layers
         self._position_offset = position_offset(self.base)
         self.max_length = longest_row(self.base)
+        self.sentence: SentenceModel | None = None
         self._token_multiple: int | None = None
         self._takes = set(inspect.signature(self.base.forward).parameters)
         # GPT-2 takes token types too, and adds for them the embeddings of words.
@@ -183,7 +186,10 @@ class Encoder(nn.Module):
             self.head = LanguageModelHead(model).to(parameter.device, parameter.dtype)
 
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face folder that ``AutoModel`` loads, and ``AutoModelForMaskedLM`` where there is a head."""
+        """Write a Hugging Face folder that ``AutoModel`` loads, and ``AutoModelForMaskedLM`` where there is a head.
+
+        A folder of Sentence-Transformers becomes one again, unless it had modules that mlmx does not have.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         with quiet_transformers():
             if self.head is None:
@@ -191,6 +197,8 @@ class Encoder(nn.Module):
             else:
                 self.head.save(folder, self.base)
         self.tokenizer.save_pretrained(folder)
+        if self.sentence is not None and not self.sentence.other_modules:
+            self.sentence.write(folder, self.hidden_size)
 
     def set_dropout(self, probability: float) -> None:
         """Set every dropout of the model."""

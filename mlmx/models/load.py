@@ -15,6 +15,7 @@ from mlmx.errors import UserError, user_error
 from mlmx.loading import ONLY_SAFETENSORS, reason_for
 from mlmx.models.encoder import Encoder
 from mlmx.models.quiet import quiet_transformers
+from mlmx.models.sentence import read_sentence_model
 from mlmx.stage import encoder_folder
 
 if TYPE_CHECKING:
@@ -153,7 +154,9 @@ def load_encoder(source: str | Path, *, revision: str | None = None, trust_remot
     missing_base = sorted(key for key in missing if key.startswith(prefix) or model is model.base_model)
     if missing_base:
         raise user_error("model.source", f"{where} lacks weights of the encoder: {', '.join(missing_base[:5])} ...")
-    return Encoder(model.base_model if missing else model, tokenizer)
+    encoder = Encoder(model.base_model if missing else model, tokenizer)
+    encoder.sentence = read_sentence_model(where, revision, tokenizer.model_max_length)
+    return encoder
 
 
 def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from mlmx.models.inference import by_batch
 _CPU_BATCH_TOKENS = 2048
 
 Pooling = Literal["mean", "cls", "max"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
 def pool(states: Tensor, cu_seqlens: Tensor, pooling: Pooling) -> Tensor:

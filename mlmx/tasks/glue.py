@@ -19,6 +19,7 @@ from mlmx.errors import nearest, user_error
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective
 from mlmx.tasks.classification import SequenceClassification, SequenceObjective, SequenceRegression, predict
+from mlmx.tasks.embedding import Embedding
 from mlmx.tasks.glue_data import MAX_SCORE
 from mlmx.tasks.metrics import CLASS_METRICS, SCORE_METRICS
 from mlmx.tasks.sentence_data import Judged, SentenceData
@@ -68,6 +69,7 @@ class Glue(Task):
         self.submission = submission
         self.pooling: Literal["mean", "cls"] = pooling
         self.max_length = max_length
+        self.embedding = Embedding(layer="last", pooling=pooling, normalize=False, max_length=max_length)
         self.batch_tokens = batch_tokens
 
     def objective(self, encoder: Encoder) -> Objective:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from mlmx.build import Positive
 from mlmx.fingerprint import canonical_json
 from mlmx.models.encoder import Encoder
-from mlmx.models.pooling import Pooling, encode, resolve_layer
+from mlmx.models.pooling import Pooling
 from mlmx.objectives.objective import Objective
 from mlmx.tasks.bi_encoder import Similarity
 from mlmx.tasks.bm25 import BM25
+from mlmx.tasks.embedding import Embedding, Purpose
 from mlmx.tasks.retrieval_data import Collection, RetrievalData
 from mlmx.tasks.retrieval_scores import DEPTH, METRICS, QueryScores, Ranking, query_scores, random_neighbours, rankings, write_run
-from mlmx.tasks.search import Neighbours, check_finite, nearest, normalised
+from mlmx.tasks.search import Neighbours, nearest
 from mlmx.tasks.task import Evaluation, Score, Task
-from mlmx.tasks.texts import text_rows
 from mlmx.training.parallel import current
 
 # Documents tokenised at a time: their tokens and embeddings are in memory, those of the others on disk.
@@ -48,13 +48,14 @@ class Retrieval(Task):
         splits: the splits to judge.
         layer: the layer whose states are pooled: 0 the embeddings, ``last`` or a number up to the number of layers, negative
             from the end.
-        pooling: how states become a text's embedding.
+        pooling: how states become a text's embedding; None: as the encoder's folder says, see ``mlmx.tasks.embedding``.
         similarity: ``cosine`` or ``dot``, the inner product.
-        query_prefix: is put before each query, such as ``"query: "``.
-        document_prefix: is put before each document, such as ``"passage: "``.
+        query_prefix: is put before each query, such as ``"query: "``; None: what the encoder's folder says.
+        document_prefix: is put before each document, such as ``"passage: "``; None: what the encoder's folder says.
         ignore_identical_ids: leave out the document that is called as the query is, as ArguAna and Quora need it.
         bm25: the ranking by words that is judged beside the encoder; None for none.
-        max_length: tokens of a text, special ones included; longer ones are cut, and the cut pieces reported.
+        max_length: tokens of a text, special ones included; longer ones are cut, and the cut pieces reported. None: as many as the
+            encoder's folder says.
         batch_tokens: tokens per forward.
     """
 
@@ -65,30 +66,32 @@ class Retrieval(Task):
         data: RetrievalData,
         splits: tuple[str, ...],
         layer: int | Literal["last"],
-        pooling: Pooling,
+        pooling: Pooling | None,
         similarity: Similarity,
-        query_prefix: str,
-        document_prefix: str,
+        query_prefix: str | None,
+        document_prefix: str | None,
         ignore_identical_ids: bool,
         bm25: BM25 | None,
-        max_length: Positive,
+        max_length: Positive | None,
         batch_tokens: Positive,
     ) -> None:
         self.name = name
         self.data = data
         self.splits = splits
-        self.layer: int | Literal["last"] = layer
-        self.pooling: Pooling = pooling
-        self.similarity: Similarity = similarity
-        self.query_prefix = query_prefix
-        self.document_prefix = document_prefix
+        self.embedding: Embedding = Embedding(
+            layer=layer,
+            pooling=pooling,
+            normalize=similarity == "cosine",
+            max_length=max_length,
+            prompts={"query": query_prefix, "document": document_prefix},
+        )
         self.ignore_identical_ids = ignore_identical_ids
         self.bm25 = bm25
-        self.max_length = max_length
         self.batch_tokens = batch_tokens
 
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
         encoder = model.encoder if isinstance(model, Objective) else model
+        settings = self.embedding.resolved(encoder, task=self.name).told()
         scores: list[Score] = []
         predictions: list[dict[str, Any]] = []
         for split in self.splits:
@@ -104,7 +107,7 @@ class Retrieval(Task):
                 for query, of_query in query_scores(collection.judged, by_words).items():
                     values[query] |= {f"{_BM25}{metric}": value for metric, value in of_query.items()}
             chance = random_neighbours(len(collection.queries), len(collection.documents))
-            scores += self._scores(values, query_scores(collection.judged, self._ranked(collection, chance)), split)
+            scores += self._scores(values, query_scores(collection.judged, self._ranked(collection, chance)), split, settings)
             predictions += [
                 {"id": query, "split": split, "documents": list(ranked[query])[:_LISTED_DOCUMENTS], "metrics": of_query}
                 for query, of_query in values.items()
@@ -118,7 +121,7 @@ class Retrieval(Task):
         if self.folder is not None:
             write_run(self.folder / f"{name}.{collection.split}.trec", ranked, name)
 
-    def _scores(self, values: QueryScores, chance: QueryScores, split: str) -> list[Score]:
+    def _scores(self, values: QueryScores, chance: QueryScores, split: str, settings: Mapping[str, str | float]) -> list[Score]:
         def mean(of: QueryScores, metric: str) -> float:
             return float(np.mean([of_query[metric] for of_query in of.values()]))
 
@@ -131,13 +134,14 @@ class Retrieval(Task):
                 num_examples=len(values),
                 higher_is_better=True,
                 trivial=mean(chance, metric),
+                settings={} if prefix else settings,
             )
             for prefix in ("", *([_BM25] if self.bm25 is not None else []))
             for metric in METRICS
         ]
 
     def _search(self, encoder: Encoder, collection: Collection, num_results: int) -> Neighbours:
-        queries = self._embeddings(encoder, collection.queries, self.query_prefix, "queries")
+        queries = self._embeddings(encoder, collection.queries, "queries", "query")
         documents = self._index(encoder, collection.documents)
         return nearest(queries, documents, num_results, device=encoder.base.device)
 
@@ -147,7 +151,7 @@ class Retrieval(Task):
         own = None if self.folder is None else self.folder / "index" / f"{self._content_of(encoder, documents)}.npy"
         told, there = processes.gather((None if own is None else str(own), own is not None and own.exists()))[0]
         if told is None:
-            return self._embeddings(encoder, documents, self.document_prefix, "documents")
+            return self._embeddings(encoder, documents, "documents", "document")
         path = Path(told)
         if not there:
             self._write_index(encoder, documents, path, writes=processes.is_main)
@@ -162,21 +166,17 @@ class Retrieval(Task):
             index = np.lib.format.open_memmap(partial, "w+", np.float32, (len(documents), encoder.hidden_size))
         for start in range(0, len(documents), _CHUNK_DOCUMENTS):
             some = slice(start, start + _CHUNK_DOCUMENTS)
-            vectors = self._embeddings(encoder, documents[some], self.document_prefix, "documents")
+            what = f"documents from {start + 1:,} on, of {len(documents):,}" if len(documents) > _CHUNK_DOCUMENTS else "documents"
+            vectors = self._embeddings(encoder, documents[some], what, "document")
             if writes:
                 index[some] = vectors
         if writes:
             index.flush()
             partial.replace(path)
 
-    def _embeddings(self, encoder: Encoder, texts: Sequence[str], prefix: str, what: str) -> NDArray[np.float32]:
-        layer = resolve_layer(self.layer, encoder.num_layers, where=f"task.{self.name}.layer")
-        rows = text_rows(encoder, [prefix + text for text in texts], max_length=self.max_length, task=self.name, what=what)
-        vectors = encode(encoder, rows, layer=layer, pooling=self.pooling, batch_tokens=self.batch_tokens)
-        if self.similarity == "cosine":
-            return normalised(vectors)
-        check_finite(vectors)
-        return vectors
+    def _embeddings(self, encoder: Encoder, texts: Sequence[str], what: str, purpose: Purpose) -> NDArray[np.float32]:
+        embedding = self.embedding.resolved(encoder, task=self.name)
+        return embedding.vectors(encoder, texts, task=self.name, what=what, batch_tokens=self.batch_tokens, purpose=purpose)
 
     def _content_of(self, encoder: Encoder, documents: Sequence[str]) -> str:
         # Of all that the embeddings depend on; which GPU made them is not known, nor is it in any fingerprint.
@@ -184,7 +184,8 @@ class Retrieval(Task):
         for tensor in encoder.base.state_dict().values():
             content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         content.update(encoder.tokenizer.backend_tokenizer.to_str().encode())
-        settings = [self.layer, self.pooling, self.similarity, self.document_prefix, self.max_length]
+        how = self.embedding.resolved(encoder, task=self.name)
+        settings = [how.layer, how.pooling, how.normalize, how.prompts["document"], how.max_length]
         content.update(canonical_json([settings, len(documents)]).encode())
         for document in documents:
             content.update(f"{len(document)}:{document}".encode())

@@ -99,6 +99,8 @@ class TunedRetrieval(Retrieval):
         if problems:
             raise UserError(problems)
         self.train_split = train_split
+        self.pooling: Pooling = pooling
+        self.similarity: Similarity = similarity
         self.temperature = temperature
         self.negatives = negatives
         self.num_negatives = num_negatives
@@ -133,9 +135,10 @@ class TunedRetrieval(Retrieval):
         first = len(collection.queries)
         examples[:, 1:] = first + places.reshape(len(examples), -1)
         place_of = {document: first + place for place, document in enumerate(used.tolist())}
-        texts = [self.query_prefix + text for text in collection.queries]
-        texts += [self.document_prefix + collection.documents[document] for document in used.tolist()]
-        rows = text_rows(encoder, texts, max_length=self.max_length, task=self.name, what="queries and documents")
+        embedding = self.embedding.resolved(encoder, task=self.name)
+        texts = [embedding.prompts["query"] + text for text in collection.queries]
+        texts += [embedding.prompts["document"] + collection.documents[document] for document in used.tolist()]
+        rows = text_rows(encoder, texts, max_length=embedding.max_length, task=self.name, what="queries and documents")
         return QueryRows(rows, examples, [[place_of[document] for document in relevant[query]] for query, _ in pairs])
 
     def _hard_negatives(self, encoder: Encoder, collection: Collection, relevant: Sequence[Sequence[int]]) -> NDArray[np.int64]:

@@ -21,6 +21,7 @@ from mlmx.objectives.objective import Objective
 from mlmx.tasks.classification import SequenceClassification, predict
 from mlmx.tasks.classification_data import ClassificationData, Labelled
 from mlmx.tasks.confusion import write_confusion
+from mlmx.tasks.embedding import Embedding
 from mlmx.tasks.social_text import Step, normalise
 from mlmx.tasks.task import Evaluation, Score, Task
 from mlmx.tasks.texts import text_rows
@@ -72,6 +73,7 @@ class Sentiment(Task):
         self.class_weights = class_weights
         self.pooling: Literal["mean", "cls"] = pooling
         self.max_length = max_length
+        self.embedding = Embedding(layer="last", pooling=pooling, normalize=False, max_length=max_length)
         self.batch_tokens = batch_tokens
 
     def objective(self, encoder: Encoder) -> Objective:

@@ -4,21 +4,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mlmx.build import Positive
 from mlmx.models.encoder import Encoder
-from mlmx.models.pooling import encode, resolve_layer
+from mlmx.models.pooling import Pooling
 from mlmx.objectives.objective import Objective
+from mlmx.tasks.embedding import Embedding
 from mlmx.tasks.metrics import SCORE_METRICS
-from mlmx.tasks.search import normalised
 from mlmx.tasks.similarity_data import SimilarityData
 from mlmx.tasks.task import Evaluation, Score, Task
-from mlmx.tasks.texts import text_rows
 
 
 class Similarity(Task):
@@ -32,8 +29,10 @@ class Similarity(Task):
         data: the pairs and their scores.
         layer: the layer whose states are pooled: 0 the embeddings, ``last`` or a number up to the number of layers, negative from
             the end.
-        pooling: how states become a sentence's embedding.
-        max_length: tokens of a sentence, special ones included; longer ones are cut, and the cut pieces reported.
+        pooling: how states become a sentence's embedding; None: as the encoder's folder says, see ``mlmx.tasks.embedding``.
+        prefix: is put before each sentence, such as ``"query: "``; None: what the encoder's folder says.
+        max_length: tokens of a sentence, special ones included; longer ones are cut, and the cut pieces reported. None: as many as
+            the encoder's folder says.
         batch_tokens: tokens per forward.
     """
 
@@ -43,24 +42,34 @@ class Similarity(Task):
         name: str,
         data: SimilarityData,
         layer: int | Literal["last"],
-        pooling: Literal["mean", "cls", "max"],
-        max_length: Positive,
+        pooling: Pooling | None,
+        prefix: str | None,
+        max_length: Positive | None,
         batch_tokens: Positive,
     ) -> None:
         self.name = name
         self.data = data
-        self.layer: int | Literal["last"] = layer
-        self.pooling: Literal["mean", "cls", "max"] = pooling
-        self.max_length = max_length
+        self.embedding: Embedding = Embedding(
+            layer=layer, pooling=pooling, normalize=True, max_length=max_length, prompts={None: prefix}
+        )
         self.batch_tokens = batch_tokens
 
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
         encoder = model.encoder if isinstance(model, Objective) else model
-        layer = resolve_layer(self.layer, encoder.num_layers, where=f"task.{self.name}.layer")
+        embedding = self.embedding.resolved(encoder, task=self.name)
         scores: list[Score] = []
         records: list[dict[str, Any]] = []
         for name, pairs in self.data.load().items():
-            first, second = (self._embeddings(encoder, [pair.texts[side] for pair in pairs], layer, name) for side in (0, 1))
+            first, second = (
+                embedding.vectors(
+                    encoder,
+                    [pair.texts[side] for pair in pairs],
+                    task=self.name,
+                    what=f"sentences of {name}",
+                    batch_tokens=self.batch_tokens,
+                )
+                for side in (0, 1)
+            )
             cosines = np.einsum("nd,nd->n", first, second, dtype=np.float64)
             gold = np.array([pair.gold for pair in pairs], np.float64)
             scores += [
@@ -72,6 +81,7 @@ class Similarity(Task):
                     num_examples=len(pairs),
                     higher_is_better=True,
                     trivial=0.0,
+                    settings=embedding.told(),
                 )
                 for metric in ("spearman", "pearson")
             ]
@@ -80,7 +90,3 @@ class Similarity(Task):
                 for pair, cosine in zip(pairs, cosines.tolist(), strict=True)
             ]
         return Evaluation(scores=scores, predictions=records)
-
-    def _embeddings(self, encoder: Encoder, texts: Sequence[str], layer: int, name: str) -> NDArray[np.float32]:
-        rows = text_rows(encoder, texts, max_length=self.max_length, task=self.name, what=f"sentences of {name}")
-        return normalised(encode(encoder, rows, layer=layer, pooling=self.pooling, batch_tokens=self.batch_tokens))

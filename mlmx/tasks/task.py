@@ -11,6 +11,7 @@ from typing import Any
 from mlmx.data.rows import RowDataset
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective
+from mlmx.tasks.embedding import Embedding
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,11 +100,13 @@ class Task(ABC):
         name: the word it is selected by, ``task=<name>``.
         folder: the directory of the stage that carries it out, for files beside its scores (a submission, a run, an index); None
             where no stage does, and in all processes but the main one.
+        embedding: how it makes vectors of texts; None where it makes none.
         run_seed: the seed of the run, while it is fine-tuned, for choosing what to train on; None where nothing is.
     """
 
     name: str
     folder: Path | None = None
+    embedding: Embedding | None = None
     run_seed: int | None = None
 
     def objective(self, encoder: Encoder) -> Objective | None:

@@ -229,7 +229,7 @@ def test_an_index_is_written_once_and_used_again(make_encoder, tmp_path, monkeyp
 
     encoded = []
     embeddings = Retrieval._embeddings
-    monkeypatch.setattr(Retrieval, "_embeddings", lambda self, *args: encoded.append(args[3]) or embeddings(self, *args))
+    monkeypatch.setattr(Retrieval, "_embeddings", lambda self, *args: encoded.append(args[2]) or embeddings(self, *args))
     assert judge.evaluate(encoder) == expected
     assert set(encoded) == {"queries"}
     # Whatever the embeddings depend on gives them another name.

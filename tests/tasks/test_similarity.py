@@ -33,7 +33,16 @@ def folder(tmp_path) -> Path:
 
 def task(data: SimilarityData, **settings) -> Similarity:
     return Similarity(
-        **{"name": "it", "data": data, "layer": "last", "pooling": "mean", "max_length": 16, "batch_tokens": 20, **settings}
+        **{
+            "name": "it",
+            "data": data,
+            "layer": "last",
+            "pooling": "mean",
+            "prefix": None,
+            "max_length": 16,
+            "batch_tokens": 20,
+            **settings,
+        }
     )
 
 
