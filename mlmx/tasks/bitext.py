@@ -12,13 +12,13 @@ import numpy as np
 
 from mlmx.build import Positive
 from mlmx.models.encoder import Encoder
-from mlmx.models.pooling import Pooling, encode, resolve_layer
+from mlmx.models.pooling import Pooling
 from mlmx.objectives.objective import Objective
 from mlmx.tasks.bitext_data import BitextData, MiningSet
 from mlmx.tasks.bitext_protocols import Protocol
-from mlmx.tasks.search import Floats, normalised
+from mlmx.tasks.embedding import Embedding
+from mlmx.tasks.search import Floats
 from mlmx.tasks.task import Evaluation, Score, Task, ratio_scores
-from mlmx.tasks.texts import text_rows
 
 MEAN = "mean"
 """The split that the mean over several sets stands under."""
@@ -28,7 +28,7 @@ class Bitext(Task):
     """Bitext mining and retrieval of translations by the cosine of sentence embeddings, without training.
 
     Each set of the data is a split of the scores; of several sets the split ``mean`` has the mean, each set counting alike. With
-    each score stand the layer, resolved to its number, and the pooling.
+    each score stand the layer, resolved to its number, the pooling and the length.
 
     Args:
         name: the task's name.
@@ -36,8 +36,10 @@ class Bitext(Task):
         protocol: how they are matched and judged: ``margin``, ``cosine`` or ``tatoeba``, see ``mlmx.tasks.bitext_protocols``.
         layer: the layer whose states are pooled: 0 the embeddings, ``last`` or a number up to the number of layers, negative
             from the end.
-        pooling: how states become a sentence's embedding.
-        max_length: tokens of a sentence, special ones included; longer ones are cut, and the cut pieces reported.
+        pooling: how states become a sentence's embedding; None: as the encoder's folder says, see ``mlmx.tasks.embedding``.
+        prefix: is put before each sentence, such as ``"query: "``; None: what the encoder's folder says.
+        max_length: tokens of a sentence, special ones included; longer ones are cut, and the cut pieces reported. None: as many as
+            the encoder's folder says.
         batch_tokens: tokens per forward.
     """
 
@@ -48,25 +50,28 @@ class Bitext(Task):
         data: BitextData,
         protocol: Protocol,
         layer: int | Literal["last"],
-        pooling: Pooling,
-        max_length: Positive,
+        pooling: Pooling | None,
+        prefix: str | None,
+        max_length: Positive | None,
         batch_tokens: Positive,
     ) -> None:
         self.name = name
         self.data = data
         self.protocol = protocol
-        self.layer: int | Literal["last"] = layer
-        self.pooling: Pooling = pooling
-        self.max_length = max_length
+        self.embedding: Embedding = Embedding(
+            layer=layer, pooling=pooling, normalize=True, max_length=max_length, prompts={None: prefix}
+        )
         self.batch_tokens = batch_tokens
 
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
         encoder = model.encoder if isinstance(model, Objective) else model
-        layer = resolve_layer(self.layer, encoder.num_layers, where=f"task.{self.name}.layer")
+        embedding = self.embedding.resolved(encoder, task=self.name)
+
+        def vectors(texts: Sequence[str], what: str) -> Floats:
+            return embedding.vectors(encoder, texts, task=self.name, what=what, batch_tokens=self.batch_tokens)
 
         def embed(data: MiningSet) -> tuple[Floats, Floats]:
-            source = self._embeddings(encoder, data.source, layer, "source sentences")
-            return source, self._embeddings(encoder, data.target, layer, "target sentences")
+            return vectors(data.source, "source sentences"), vectors(data.target, "target sentences")
 
         scores: list[Score] = []
         predictions: list[dict[str, Any]] = []
@@ -74,7 +79,7 @@ class Bitext(Task):
         for name, data in sets.items():
             judgement = self.protocol.judge(name, data, embed, encoder.base.device)
             records = [{**record, "split": name} for record in judgement.records]
-            settings = {"layer": layer, "pooling": self.pooling, **judgement.settings}
+            settings = {**embedding.told(), **judgement.settings}
             scores += [
                 replace(score, settings=settings, trivial=judgement.trivial.get(score.metric))
                 for score in ratio_scores(records, task=self.name)
@@ -83,10 +88,6 @@ class Bitext(Task):
         if len(sets) > 1:
             scores += mean_scores(scores, num_sets=len(sets))
         return Evaluation(scores=scores, predictions=predictions)
-
-    def _embeddings(self, encoder: Encoder, texts: Sequence[str], layer: int, what: str) -> Floats:
-        rows = text_rows(encoder, texts, max_length=self.max_length, task=self.name, what=what)
-        return normalised(encode(encoder, rows, layer=layer, pooling=self.pooling, batch_tokens=self.batch_tokens))
 
 
 def mean_scores(scores: Sequence[Score], *, num_sets: int) -> list[Score]:

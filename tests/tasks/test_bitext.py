@@ -30,6 +30,7 @@ SETTINGS = {
     "protocol": {"_target_": "mlmx.tasks.bitext_protocols.MarginMining", **MARGIN},
     "layer": "last",
     "pooling": "mean",
+    "prefix": None,
     "max_length": 32,
     "batch_tokens": 256,
 }
@@ -295,7 +296,7 @@ def test_an_encoder_that_sees_equal_words_finds_them(make_encoder):
         evaluation = task(data=data, layer=layer).evaluate(encoder)
         assert scores(evaluation) == dict.fromkeys(scores(evaluation), 1.0)
         assert {score.num_examples for score in evaluation.scores} == {40}
-        assert all(score.settings == {"layer": number, "pooling": "mean"} for score in evaluation.scores)
+        assert all(score.settings == {"layer": number, "pooling": "mean", "max_length": 32} for score in evaluation.scores)
     shuffled = parallel_set(Pairs(list(zip(SENTENCES, SENTENCES[1:] + SENTENCES[:1], strict=True))), None)
     assert scores(task(data=shuffled).evaluate(encoder))["margin_ratio_accuracy_forward"] == 0
 
