@@ -15,21 +15,18 @@ class that needs some, such as an objective, may have a static method ``check_se
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.errors import PydanticUserError
+from pydantic import Field, ValidationError
 
-from mlmx.errors import Problem, UserError, nearest, user_error
+from mlmx.errors import Problem, UserError, nearest
+from mlmx.target import adapter_of, imported, load_target, names_of, num_runtime_objects, settings_parameters, wrong_kind
 
 # Types of settings, with the range that the checker enforces.
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -60,14 +57,6 @@ _DESCRIBED = ("model", "tokenizer", "corpus", "corpora", "annotator", "trainer",
 # What YAML has besides components.
 _PLAIN = (str, int, float, list, dict, type(None))
 
-_allowed_packages = ["mlmx"]
-
-
-def allow_package(name: str) -> None:
-    """Let ``_target_`` name classes of a plug-in package, which the user declared with ``plugins``."""
-    if name not in _allowed_packages:
-        _allowed_packages.append(name)
-
 
 def is_node(value: object) -> bool:
     """Tell whether a value is a component's node."""
@@ -93,15 +82,15 @@ def problems_of(node: Mapping[str, Any], where: str, slot: str | None = None) ->
         slot: the key under which a stage has it, such as ``objective``, if its class is to be checked too.
     """
     try:
-        target = _target(node["_target_"], where)
+        target = load_target(node["_target_"], where)
     except UserError as error:
         return list(error.problems)
     if slot is not None and inspect.isclass(target):
-        kind = _imported(_KINDS[slot])
+        kind = imported(_KINDS[slot])
         if not issubclass(target, kind):
-            return [Problem(f"{where}._target_", *_wrong_kind(target, kind))]
+            return [Problem(f"{where}._target_", *wrong_kind(target, kind))]
     settings = settings_of(node)
-    parameters = _settings_parameters(target)
+    parameters = settings_parameters(target)
     problems = [
         Problem(f"{where}.{key}", f"{node['_target_']} has no such setting.", nearest(key, parameters))
         for key in settings
@@ -120,7 +109,7 @@ def problems_of(node: Mapping[str, Any], where: str, slot: str | None = None) ->
     try:
         if slot in _DESCRIBED:
             # A model's tokenizer is not there yet.
-            _build(node, [None] * _num_runtime_objects(target), where)
+            _build(node, [None] * num_runtime_objects(target), where)
         elif (check := getattr(target, "check_settings", None)) is not None:
             with _placed(where, parameters):
                 check(**_arguments(node, target, where))
@@ -147,21 +136,21 @@ def build(node: Mapping[str, Any], *runtime: object, where: str = "config") -> A
 
 
 def _build(node: Mapping[str, Any], runtime: Sequence[object], where: str) -> Any:
-    target = _target(node["_target_"], where)
+    target = load_target(node["_target_"], where)
     arguments = _arguments(node, target, where)
-    with _placed(where, _settings_parameters(target)):
+    with _placed(where, settings_parameters(target)):
         return target(*runtime, **arguments)
 
 
 def _arguments(node: Mapping[str, Any], target: Callable[..., Any], where: str) -> dict[str, Any]:
     """Return a node's settings as the types of the constructor."""
-    parameters = _settings_parameters(target)
+    parameters = settings_parameters(target)
     arguments = {}
     for name, value in settings_of(node).items():
         if next(_nested_nodes(value, where), None) is not None:
             arguments[name] = _build_nested(value, f"{where}.{name}")
         else:
-            arguments[name] = _adapter(target, parameters[name]).validate_json(json.dumps(value), strict=True)
+            arguments[name] = adapter_of(target, parameters[name]).validate_json(json.dumps(value), strict=True)
     return arguments
 
 
@@ -211,93 +200,15 @@ def _nested_nodes(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, An
             yield from _nested_nodes(inner, f"{where}[{i}]")
 
 
-def _target(path: str, where: str) -> Callable[..., Any]:
-    package = str(path).partition(".")[0]
-    if package not in _allowed_packages:
-        message = f"{path!r} lies outside mlmx; to use a package of your own, declare it with plugins=[{package}]."
-        raise user_error(f"{where}._target_", message)
-    try:
-        target: Callable[..., Any] = _imported(path)
-        if not inspect.isclass(target) and not inspect.isfunction(target):
-            raise TypeError("it is no class")
-        if inspect.isabstract(target):
-            raise TypeError("it is abstract")
-        if target.__module__.partition(".")[0] not in _allowed_packages:
-            raise TypeError(f"it is {target.__module__}.{target.__qualname__}, which was only imported there")
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise user_error(f"{where}._target_", f"{path!r} cannot be used: {error}.") from error
-    return target
-
-
-def _imported(path: str) -> Any:
-    module_name, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module_name), name)
-
-
-def _wrong_kind(given: type, needed: type) -> tuple[str, str | None]:
-    """Return what to tell of a class in a place for another kind of component, and the nearest class of that kind."""
-    message = f"{_path_of(given)!r} is not valid: it is no {needed.__name__} ({_path_of(needed)})."
-    return message, nearest(_path_of(given), map(_path_of, _concrete(needed)))
-
-
-def _concrete(kind: type[Any]) -> Iterator[type[Any]]:
-    """Yield the classes of a kind that are loaded and can be built."""
-    if not inspect.isabstract(kind):
-        yield kind
-    for below in kind.__subclasses__():
-        yield from _concrete(below)
-
-
-def _path_of(target: type) -> str:
-    return f"{target.__module__}.{target.__qualname__}"
-
-
-def _settings_parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    return {
-        name: parameter
-        for name, parameter in inspect.signature(target).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-
-
-def _num_runtime_objects(target: Callable[..., Any]) -> int:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(parameter.kind in kinds for parameter in inspect.signature(target).parameters.values())
-
-
-def _adapter(target: Callable[..., Any], parameter: inspect.Parameter) -> TypeAdapter[Any]:
-    annotation = parameter.annotation
-    if isinstance(annotation, str):
-        # Resolved where the constructor is defined, one by one: positional parameters may name types that are imported only
-        # for type checking.
-        alone = SimpleNamespace(__annotations__={parameter.name: annotation})
-        annotation = get_type_hints(alone, _names_of(target), include_extras=True)[parameter.name]
-    try:
-        # Components are classes that pydantic knows nothing of: ``Annotator | None``.
-        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError as error:
-        if error.code != "type-adapter-config-unused":
-            raise
-        return TypeAdapter(annotation)  # a dataclass has a configuration of its own
-
-
-def _names_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """Return the names that the annotations of a constructor may use."""
-    function = target.__init__ if inspect.isclass(target) else target
-    return vars(sys.modules[function.__module__])
-
-
 def _value_problems(target: Callable[..., Any], parameter: inspect.Parameter, value: Any, where: str) -> list[Problem]:
-    adapter = _adapter(target, parameter)
+    adapter = adapter_of(target, parameter)
     try:
         if next(_nested_nodes(value, where), None) is None:
             adapter.validate_json(json.dumps(value), strict=True)
         else:
             adapter.validate_python(_with_blanks(value))
     except ValidationError as error:
-        return [
-            Problem(".".join([where, *map(str, detail["loc"])]), *_told(detail, _names_of(target))) for detail in error.errors()
-        ]
+        return [Problem(".".join([where, *map(str, detail["loc"])]), *_told(detail, names_of(target))) for detail in error.errors()]
     except UserError:
         pass  # of a nested node that is checked by itself
     return []
@@ -306,7 +217,7 @@ def _value_problems(target: Callable[..., Any], parameter: inspect.Parameter, va
 def _with_blanks(value: Any) -> Any:
     """Put an object of its class, without any content, in the place of each nested node."""
     if is_node(value):
-        target = _target(value["_target_"], "")
+        target = load_target(value["_target_"], "")
         return object.__new__(target) if inspect.isclass(target) else None
     if isinstance(value, Mapping):
         return {key: _with_blanks(inner) for key, inner in value.items()}
@@ -319,5 +230,5 @@ def _told(detail: Mapping[str, Any], names: Mapping[str, Any]) -> tuple[str, str
         return f"{given!r} is not valid: a component is needed, a mapping with a _target_.", None
     needed = names.get(detail.get("ctx", {}).get("class", ""))
     if inspect.isclass(needed) and not isinstance(given, _PLAIN):
-        return _wrong_kind(type(given), needed)
+        return wrong_kind(type(given), needed)
     return f"{given!r} is not valid: {detail['msg']}.", None

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped, unused-ignore]
 
-from mlmx.build import MISSING, allow_package, problems_of
+from mlmx.build import MISSING, problems_of
 from mlmx.compose import Command, Composer, first_line
 from mlmx.errors import Problem, UserError
 from mlmx.frozen import component_nodes, freeze
@@ -37,6 +37,7 @@ from mlmx.overrides import (
     selects_for_stage,
 )
 from mlmx.secret import secret_overrides
+from mlmx.target import allow_package
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,15 @@ class Tracker(BaseModel):
     entity: str | None
 
 
+class Decontamination(BaseModel):
+    """How judged examples are looked for in pretraining corpora."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    ngram_words: Positive
+    min_words: Positive
+    leave_out: bool
+
+
 class Settings(BaseModel):
     """What stands at the top of a config; components are checked against their constructors when they are needed."""
 
@@ -56,6 +65,7 @@ class Settings(BaseModel):
     inputs: dict[str, str]
     plugins: list[str]
     sweep_metric: Annotated[str, Field(pattern=r"^[^/]+/[^/]+/[^/]+$")] | None
+    decontamination: Decontamination | None
     parallel: Parallel
     tracker: Tracker
     model: dict[str, Any]
@@ -127,5 +137,6 @@ def _importable(package: str) -> bool:
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = {"parallel": Parallel, "tracker": Tracker}.get(str(location[0]), Settings) if len(location) > 1 else Settings
+    parts: dict[str, Any] = {"parallel": Parallel, "tracker": Tracker, "decontamination": Decontamination}
+    model = parts.get(str(location[0]), Settings) if len(location) > 1 else Settings
     return list(model.model_fields)

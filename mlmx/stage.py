@@ -37,7 +37,7 @@ TRAINING_KINDS = ("pretrain", "finetune")
 PARALLEL_KINDS = (*TRAINING_KINDS, "eval")
 """Stages that may have several processes; the others are one process each."""
 
-PRODUCTS = ("data", "tokenizer", "encoder", "model.safetensors", "predictions.jsonl", "config.yaml")
+PRODUCTS = ("data", "tokenizer", "encoder", "model.safetensors", "predictions.jsonl", "contamination.jsonl", "config.yaml")
 """Files and folders of a stage that later stages and people rely on, where it has them."""
 
 State = Literal["running", "failed", "finished"]
@@ -156,6 +156,11 @@ class StageDir:
     def predictions_path(self) -> Path:
         """``predictions.jsonl``: one record per example of an evaluation."""
         return self.path / "predictions.jsonl"
+
+    @property
+    def contamination_path(self) -> Path:
+        """``contamination.jsonl``: one record per judged example that also occurs in a pretraining corpus."""
+        return self.path / "contamination.jsonl"
 
     @property
     def lock_path(self) -> Path:
@@ -279,7 +284,11 @@ class StageDir:
 
     def write_predictions(self, predictions: Iterable[Mapping[str, Any]]) -> None:
         """Write ``predictions.jsonl``, one record per line, before the result."""
-        write_atomically(self.predictions_path, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in predictions))
+        _write_records(self.predictions_path, predictions)
+
+    def write_contamination(self, found: Iterable[Mapping[str, Any]]) -> None:
+        """Write ``contamination.jsonl``, one record per line, before the result."""
+        _write_records(self.contamination_path, found)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``manifest.json`` of what the stage made, and ``result.json``: the stage is finished with this."""
@@ -306,6 +315,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    write_atomically(path, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records))
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from mlmx import build as building
+from mlmx import target as targets
 from mlmx.build import Positive, Ratio, build, problems_of
 from mlmx.errors import UserError
 
@@ -51,8 +51,8 @@ class Whole:
 
 @pytest.fixture(autouse=True)
 def _plugin(monkeypatch):
-    monkeypatch.setattr(building, "_allowed_packages", ["mlmx"])
-    building.allow_package(HERE.partition(".")[0])
+    monkeypatch.setattr(targets, "_allowed_packages", ["mlmx"])
+    targets.allow_package(HERE.partition(".")[0])
 
 
 def part(**settings):
@@ -109,6 +109,8 @@ def test_settings_that_contradict_each_other_are_told_at_their_place():
     }
     data = {"_target_": "mlmx.tasks.bitext_data.ParallelBitext", "corpus": {**sides, "languages": ["en"]}, "split": "test"}
     task = yaml.safe_load((CONF / "task" / "bitext.yaml").read_text())
+    del task["defaults"]
+    task["protocol"] = yaml.safe_load((CONF / "protocol" / "margin.yaml").read_text())
     (problem,) = problems_of({**task, "data": {**data, "max_pairs": None}}, "task.mine", "task")
     assert str(problem) == "task.mine.data.corpus.languages: ['en']: a parallel corpus has two different languages."
     trainer = {**yaml.safe_load((CONF / "trainer" / "pretrain.yaml").read_text()), "max_epochs": 3}
@@ -155,10 +157,10 @@ def test_foreign_classes_are_refused_before_they_are_imported(target):
 
 
 def test_a_plugin_is_foreign_until_it_is_declared(monkeypatch):
-    monkeypatch.setattr(building, "_allowed_packages", ["mlmx"])
+    monkeypatch.setattr(targets, "_allowed_packages", ["mlmx"])
     package = HERE.partition(".")[0]
     assert f"plugins=[{package}]" in told(part())["here._target_"]
-    building.allow_package(package)
+    targets.allow_package(package)
     assert told(part()) == {}
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -33,6 +34,26 @@ def _word_pattern() -> re.Pattern[str]:
 def split_words(text: str) -> list[tuple[int, int]]:
     """Return the spans of a text's words: cut at spaces and around each punctuation mark or symbol."""
     return [match.span() for match in _word_pattern().finditer(text)]
+
+
+class _Plain(dict[int, int | None]):
+    # What becomes of each character: a symbol a space, a joiner nothing. Texts of one source often lost the joiners of Indic
+    # scripts on the way to another.
+
+    def __init__(self) -> None:
+        super().__init__({**dict.fromkeys(punctuation_points(), ord(" ")), 0x200C: None, 0x200D: None})
+
+    def __missing__(self, point: int) -> int:
+        self[point] = point
+        return point
+
+
+_plain = cache(_Plain)
+
+
+def plain_words(text: str) -> list[str]:
+    """Return a text's words for comparing texts: compatible forms (NFKC) in one case, without punctuation, symbols and joiners."""
+    return unicodedata.normalize("NFKC", text).casefold().translate(_plain()).split()
 
 
 def align(words: NDArray[np.integer[Any]], others: NDArray[np.integer[Any]]) -> NDArray[np.int64]:

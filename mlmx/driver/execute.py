@@ -64,7 +64,8 @@ def check(placed: Sequence[Placed], config: Mapping[str, Any], *, fresh: bool | 
     to_run = [one for one in placed if fresh or not one.directory.finished]
     if not to_run:
         return
-    from mlmx.build import allow_package, is_node, problems_of
+    from mlmx.build import is_node, problems_of
+    from mlmx.target import allow_package
 
     for package in config["plugins"]:
         allow_package(package)

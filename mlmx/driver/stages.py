@@ -181,15 +181,17 @@ class _Builder:
         trainer = node.get("trainer")
         start = {} if encoder is not None else {"seed": self._config["seed"], **self._start()}
         origin = {"encoder": encoder} if encoder is not None else {"tokenizer": self._tokenizer}
+        search = self._config.get("decontamination")
+        judged = {"task": task, **({"decontamination": search} if search else {})}
         if trainer is None:
-            self._add("eval", name, {"task": task, **start}, origin)
+            self._add("eval", name, {**judged, **start}, origin)
             return
         trained_on = task
         if "_no_effect_on_training_" in task:
             trained_on = {**task, "_no_effect_": [*task.get("_no_effect_", ()), *task["_no_effect_on_training_"]]}
         spec = {"seed": self._config["seed"], "task": trained_on, "trainer": trainer, **start}
         finetuned = self._add("finetune", name, spec, origin)
-        self._add("eval", name, {"task": task}, {"model": finetuned})
+        self._add("eval", name, judged, {"model": finetuned})
 
 
 def _name_of(node: Mapping[str, Any], otherwise: str) -> str:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlmx.report.comparison import Difference, Mean, difference, mean
+from mlmx.report.contamination import contamination_notes
 from mlmx.report.glue import EXPLANATION, TITLE, GlueTable, glue_table
 from mlmx.report.rows import Row, choose_baselines, group
 from mlmx.report.runs import Run, ScoreKey, canonical, read_runs
@@ -60,7 +61,13 @@ def report(outputs: Path, *, baseline: str | None = None, out: Path | None = Non
         for row in rows
         for key in keys
     }
-    notes += [*_seed_notes(rows), *grouped.notes, *_baseline_notes(rows, baseline, baselines), *_failure_notes(runs)]
+    notes += [
+        *contamination_notes(rows),
+        *_seed_notes(rows),
+        *grouped.notes,
+        *_baseline_notes(rows, baseline, baselines),
+        *_failure_notes(runs),
+    ]
     out = outputs / "report" if out is None else out
     out.mkdir(parents=True, exist_ok=True)
     glue = glue_table(rows, runs)

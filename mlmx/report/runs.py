@@ -12,7 +12,7 @@ from mlmx.build import is_description, is_node
 from mlmx.errors import user_error
 
 # Parts of a config that say where and how a run was made, not what it computes.
-_NO_CONFIGURATION = ("seed", "name", "outputs", "parallel", "tracker", "sweep_metric", "plugins", "places")
+_NO_CONFIGURATION = ("seed", "name", "outputs", "parallel", "tracker", "sweep_metric", "plugins", "places", "decontamination")
 # What of a node's keys ``_x_`` tells components apart.
 _IDENTITY = ("_target_", "_name_", "_version_")
 
@@ -40,6 +40,7 @@ class RunScore:
         higher_is_better: its direction.
         stage: name of the evaluation's stage directory.
         trivial: what the most frequent answer or chance gets, or None.
+        contaminated: how many of how many examples also occur in a pretraining corpus; None where that was not looked for.
     """
 
     key: ScoreKey
@@ -48,6 +49,7 @@ class RunScore:
     higher_is_better: bool
     stage: str
     trivial: float | None = None
+    contaminated: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +121,7 @@ def _score(record: Mapping[str, Any]) -> RunScore:
         higher_is_better=bool(record["higher_is_better"]),
         stage=str(record.get("stage", "")),
         trivial=record.get("trivial"),
+        contaminated=tuple(record["contaminated"]) if record.get("contaminated") else None,
     )
 
 

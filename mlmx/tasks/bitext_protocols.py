@@ -151,6 +151,7 @@ class CosineRetrieval(Protocol):
             {
                 "id": f"{data.source_ids[source]} {data.target_ids[target]}",
                 "prediction": data.target_ids[found],
+                "texts": [data.source[source], data.target[target]],
                 "ratios": {f"cosine_{metric}": [value, 1] for metric, value in values.items()},
             }
             for (source, target), found, values in zip(
@@ -235,6 +236,14 @@ def _turned(data: MiningSet) -> MiningSet:
     )
 
 
+def _texts(data: MiningSet) -> list[list[str]]:
+    # Of each source sentence, with those of its gold translations.
+    texts = [[text] for text in data.source]
+    for source, target in sorted(data.gold):
+        texts[source].append(data.target[target])
+    return texts
+
+
 def _mining_records(mined: MinedPairs, data: MiningSet, prefix: str) -> list[Record]:
     # One record per source sentence that the gold speaks of. A mined pair counts to its source, or, where only its target is in the
     # (incomplete) gold, to the source that the target belongs to: the same records for every system, as paired tests need.
@@ -243,6 +252,7 @@ def _mining_records(mined: MinedPairs, data: MiningSet, prefix: str) -> list[Rec
     units = range(len(data.source)) if data.gold_complete else sorted(gold_sources)
     counts = {source: {"hits": 0, "mined": 0, "gold": 0} for source in units}
     found: dict[int, list[str]] = {source: [] for source in units}
+    texts = _texts(data)
     for source, _ in data.gold:
         counts[source]["gold"] += 1
     for source, target in mined.pairs.tolist():
@@ -257,6 +267,7 @@ def _mining_records(mined: MinedPairs, data: MiningSet, prefix: str) -> list[Rec
         {
             "id": f"source {data.source_ids[source]}",
             "mined": found[source],
+            "texts": texts[source],
             "ratios": {
                 f"{prefix}_precision": [count["hits"], count["mined"]],
                 f"{prefix}_recall": [count["hits"], count["gold"]],
@@ -275,10 +286,12 @@ def _accuracy_records(best: NDArray[np.int64], data: MiningSet, metric: str) -> 
 
 
 def _accuracies(asked: NDArray[np.int64], found: NDArray[np.int64], data: MiningSet, metric: str) -> list[Record]:
+    texts = _texts(data)
     return [
         {
             "id": f"{metric} {data.source_ids[source]}",
             "prediction": data.target_ids[target],
+            "texts": texts[source],
             "ratios": {metric: [int((source, target) in data.gold), 1]},
         }
         for source, target in zip(asked.tolist(), found.tolist(), strict=True)

@@ -96,7 +96,8 @@ class EvalMask(Task):
         what = "rows of the corpus"
         rows = text_rows(encoder, texts, max_length=self.max_length, task=self.name, what=what, pairs=pairs)
         losses, hits, counts = self._judge(encoder, rows)
-        records = self._records(losses, hits, counts, languages)
+        sides = [texts] if pairs is None else [texts, pairs]
+        records = self._records(losses, hits, counts, languages, sides)
         scores = ratio_scores(records, task=self.name, lower_is_better="loss")
         if not all(score.num_examples for score in scores):
             raise user_error(f"task.{self.name}.mask_ratio", "selects no token at all.")
@@ -162,7 +163,12 @@ class EvalMask(Task):
         return of_row_N3[:, 0], of_row_N3[:, 1].astype(np.int64), of_row_N3[:, 2].astype(np.int64)
 
     def _records(
-        self, losses: NDArray[np.float64], hits: NDArray[np.int64], counts: NDArray[np.int64], languages: list[str]
+        self,
+        losses: NDArray[np.float64],
+        hits: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        languages: list[str],
+        sides: list[list[str]],
     ) -> list[dict[str, Any]]:
         several = len(set(languages)) > 1
         records = []
@@ -170,7 +176,7 @@ class EvalMask(Task):
             suffixes = ["", f"_{language}"] if several else [""]
             ratios = {f"loss{suffix}": [float(losses[i]), int(counts[i])] for suffix in suffixes}
             ratios |= {f"accuracy{suffix}": [int(hits[i]), int(counts[i])] for suffix in suffixes}
-            records.append({"id": str(i), "split": self.split, "ratios": ratios})
+            records.append({"id": str(i), "split": self.split, "ratios": ratios, "texts": [side[i] for side in sides]})
         return records
 
 

@@ -156,7 +156,7 @@ class Glue(Task):
     def _records(self, examples: Sequence[Judged], predicted: NDArray[Any], split: str) -> list[dict[str, Any]]:
         records: list[dict[str, Any]] = []
         for example, answer in zip(examples, self._answers(predicted), strict=True):
-            record: dict[str, Any] = {"id": example.id, "split": split, "prediction": answer}
+            record: dict[str, Any] = {"id": example.id, "split": split, "prediction": answer, "texts": example.texts}
             if example.gold is not None:
                 record["label"] = example.gold
                 if "f1" in self.data.metrics:

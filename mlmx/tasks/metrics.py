@@ -20,6 +20,16 @@ def binary_f1(gold: Values, predicted: Values) -> float:
     return float(f1_score(gold, predicted, zero_division=0))
 
 
+def macro_f1(gold: Values, predicted: Values) -> float:
+    """Return the mean F1 of the classes that occur in ``gold``; a class that is never predicted has F1 0."""
+    return float(f1_score(gold, predicted, labels=np.unique(gold), average="macro", zero_division=0))
+
+
+def weighted_f1(gold: Values, predicted: Values) -> float:
+    """Return the mean F1 of the classes, weighted by how often each occurs in ``gold``."""
+    return float(f1_score(gold, predicted, labels=np.unique(gold), average="weighted", zero_division=0))
+
+
 def pearson(gold: Values, predicted: Values) -> float:
     """Return Pearson's correlation; 0 where one side is constant, of which nothing can be told."""
     return 0.0 if _constant(gold) or _constant(predicted) else float(pearsonr(gold, predicted).statistic)
@@ -38,6 +48,8 @@ CLASS_METRICS: Mapping[str, Callable[[Values, Values], float]] = {
     "matthews": lambda gold, predicted: float(matthews_corrcoef(gold, predicted)),
     "accuracy": lambda gold, predicted: float(accuracy_score(gold, predicted)),
     "f1": binary_f1,
+    "macro_f1": macro_f1,
+    "weighted_f1": weighted_f1,
 }
 
 SCORE_METRICS: Mapping[str, Callable[[Values, Values], float]] = {"pearson": pearson, "spearman": spearman}

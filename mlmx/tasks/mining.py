@@ -99,16 +99,35 @@ def best_matches(
         num_neighbors: k of the neighbourhoods.
         device: where the products are made.
     """
-    means = neighbour_means(source_SD, target_RD, num_neighbors, device=device)
-    if margin == "ratio":
-        means = _positive(means[0], "source"), _positive(means[1], "target")
+    means = _margin_means(source_SD, target_RD, margin, num_neighbors, device)
     source_means, target_means = (torch.from_numpy(side).to(device) for side in means)
     forward, backward = _Best(len(source_SD), device), _Best(len(target_RD), device)
     for rows, columns, cosines_BC in score_blocks(source_SD, target_RD, device=device):
-        scores_BC = _margin_scores(cosines_BC, source_means[rows], target_means[columns], margin)
+        scores_BC = _margin_scores(cosines_BC, source_means[rows, None], target_means[columns], margin)
         forward.update(rows, columns.start, scores_BC)
         backward.update(columns, rows.start, scores_BC.T)
     return Matches(*forward.arrays(), *backward.arrays())
+
+
+def pair_scores(
+    source_SD: Floats, target_RD: Floats, pairs_M2: Indices, *, margin: Margin, num_neighbors: int, device: torch.device = _CPU
+) -> Floats:
+    """Return the (M,) margin scores of given pairs, whatever other sentence would match better.
+
+    Args:
+        source_SD: (S, D) of length 1.
+        target_RD: (R, D) of length 1.
+        pairs_M2: (M, 2) source and target index.
+        margin: see ``best_matches``.
+        num_neighbors: k of the neighbourhoods.
+        device: where the products are made.
+    """
+    sources, targets = pairs_M2.T
+    cosines = torch.from_numpy(np.einsum("md,md->m", source_SD[sources], target_RD[targets]))
+    of_sources, of_targets = _margin_means(source_SD, target_RD, margin, num_neighbors, device)
+    means = torch.from_numpy(of_sources[sources]), torch.from_numpy(of_targets[targets])
+    scores: Floats = _margin_scores(cosines, *means, margin).numpy()
+    return scores
 
 
 def mine(matches: Matches, retrieval: Retrieval) -> MinedPairs:
@@ -166,11 +185,25 @@ def _positive(means: Floats, side: str) -> Floats:
     return positive
 
 
-def _margin_scores(cosines_BC: Tensor, source_means: Tensor, target_means: Tensor, margin: Margin) -> Tensor:
+def _margin_means(
+    source_SD: Floats, target_RD: Floats, margin: Margin, num_neighbors: int, device: torch.device
+) -> tuple[Floats, Floats]:
     if margin == "absolute":
-        return cosines_BC
-    means_BC = (source_means[:, None] + target_means[None, :]) / 2
-    return cosines_BC / means_BC if margin == "ratio" else cosines_BC - means_BC
+        return np.zeros(len(source_SD), np.float32), np.zeros(len(target_RD), np.float32)  # nobody looks at them
+    source_means, target_means = neighbour_means(source_SD, target_RD, num_neighbors, device=device)
+    return (
+        (_positive(source_means, "source"), _positive(target_means, "target"))
+        if margin == "ratio"
+        else (source_means, target_means)
+    )
+
+
+def _margin_scores(cosines: Tensor, source_means: Tensor, target_means: Tensor, margin: Margin) -> Tensor:
+    # Means broadcast against the cosines.
+    if margin == "absolute":
+        return cosines
+    means = (source_means + target_means) / 2
+    return cosines / means if margin == "ratio" else cosines - means
 
 
 def _each_sentence_once(pairs: Indices) -> list[int]:

@@ -106,10 +106,17 @@ class Retrieval(Task):
                 self._write_run(collection, by_words, "bm25")
                 for query, of_query in query_scores(collection.judged, by_words).items():
                     values[query] |= {f"{_BM25}{metric}": value for metric, value in of_query.items()}
+            text_of = dict(zip(collection.query_ids, collection.queries, strict=True))
             chance = random_neighbours(len(collection.queries), len(collection.documents))
             scores += self._scores(values, query_scores(collection.judged, self._ranked(collection, chance)), split, settings)
             predictions += [
-                {"id": query, "split": split, "documents": list(ranked[query])[:_LISTED_DOCUMENTS], "metrics": of_query}
+                {
+                    "id": query,
+                    "split": split,
+                    "documents": list(ranked[query])[:_LISTED_DOCUMENTS],
+                    "metrics": of_query,
+                    "texts": [text_of[query]],
+                }
                 for query, of_query in values.items()
             ]
         return Evaluation(scores=scores, predictions=predictions)

@@ -6,11 +6,10 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, f1_score
 
 from mlmx.build import Positive, PositiveFloat
 from mlmx.data.rows import RowDataset
@@ -22,6 +21,7 @@ from mlmx.tasks.classification import SequenceClassification, predict
 from mlmx.tasks.classification_data import ClassificationData, Labelled
 from mlmx.tasks.confusion import write_confusion
 from mlmx.tasks.embedding import Embedding
+from mlmx.tasks.metrics import CLASS_METRICS
 from mlmx.tasks.social_text import Step, normalise
 from mlmx.tasks.task import Evaluation, Score, Task
 from mlmx.tasks.texts import text_rows
@@ -85,7 +85,7 @@ class Sentiment(Task):
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
         assert isinstance(model, SequenceClassification)
         scores: list[Score] = []
-        predictions: list[dict[str, str]] = []
+        predictions: list[dict[str, Any]] = []
         for split in self.splits:
             examples = self.data.load(split)
             rows = self._rows(model.encoder, examples, split)
@@ -96,7 +96,7 @@ class Sentiment(Task):
             if self.folder is not None:
                 write_confusion(self.folder, split, gold, predicted)
             predictions += [
-                {"id": example.id, "split": split, "label": example.label, "prediction": label}
+                {"id": example.id, "split": split, "label": example.label, "prediction": label, "texts": [example.text]}
                 for example, label in zip(examples, predicted, strict=True)
             ]
         return Evaluation(scores=scores, predictions=predictions)
@@ -203,9 +203,5 @@ def classification_scores(
 
 
 def _values(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
-    labels = sorted(set(gold))
-    return {
-        "macro_f1": float(f1_score(gold, predicted, labels=labels, average="macro", zero_division=0)),
-        "weighted_f1": float(f1_score(gold, predicted, labels=labels, average="weighted", zero_division=0)),
-        "accuracy": float(accuracy_score(gold, predicted)),
-    }
+    sides = np.array(gold), np.array(predicted)
+    return {metric: CLASS_METRICS[metric](*sides) for metric in ("macro_f1", "weighted_f1", "accuracy")}

@@ -86,7 +86,7 @@ class Similarity(Task):
                 for metric in ("spearman", "pearson")
             ]
             records += [
-                {"id": pair.id, "split": name, "label": pair.gold, "prediction": cosine}
+                {"id": pair.id, "split": name, "label": pair.gold, "prediction": cosine, "texts": pair.texts}
                 for pair, cosine in zip(pairs, cosines.tolist(), strict=True)
             ]
         return Evaluation(scores=scores, predictions=records)

@@ -29,9 +29,10 @@ Layer = Literal["pos", "entity", "language"]
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """A sentence: where it comes from, its words and a tag for each."""
+    """A sentence: where it comes from, its text, its words and a tag for each."""
 
     where: str
+    text: str
     words: Sequence[str]
     tags: Sequence[str]
 
@@ -111,7 +112,7 @@ class Tagging(Task):
                 if segment.words is None or self.layer not in segment.tags:
                     raise user_error(where, f"{example.where} has no gold tags of layer {self.layer!r}.")
                 words = [segment.text[start:end] for start, end in segment.words]
-                sentences.append(Tagged(example.where, words, segment.tags[self.layer]))
+                sentences.append(Tagged(example.where, segment.text, words, segment.tags[self.layer]))
         for reason, number in corpus.skipped.items():
             log.warning("%s: %d sentences of split %s skipped: %s", self.name, number, split, reason)
         if not sentences:
@@ -157,7 +158,8 @@ class Tagging(Task):
                     "entity_recall": [num_hits, num_gold],
                     "entity_f1": [2 * num_hits, num_found + num_gold],
                 }
-            records.append({"id": str(number), "where": sentence.where, "split": split, "predicted": predicted, "ratios": ratios})
+            record = {"id": str(number), "where": sentence.where, "split": split, "predicted": predicted}
+            records.append({**record, "ratios": ratios, "texts": [sentence.text]})
         return records
 
     def _scores(self, records: Sequence[Mapping[str, Any]], trivial: Sequence[Mapping[str, Any]]) -> list[Score]:

@@ -28,6 +28,8 @@ class Score:
         trivial: what one gets without a model: by the most frequent answer of the training data (for a word, that of the word), or
             by chance; None where the task does not say.
         settings: what the score depends on and the task's settings do not say as a number, such as the layer that ``last`` is.
+        contaminated: how many of how many judged examples also occur in a corpus that the encoder was pretrained on; None where
+            that was not looked for. ``mlmx.tasks.decontamination`` sets it.
     """
 
     task: str
@@ -38,6 +40,7 @@ class Score:
     higher_is_better: bool
     trivial: float | None = None
     settings: Mapping[str, str | float] = field(default_factory=dict)
+    contaminated: tuple[int, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,6 +60,8 @@ class Evaluation:
             - ``ratios``: metric -> [part, whole], for a score that is the sum of parts over the sum of wholes (recall, F1, a loss
               per piece);
             - ``label`` and ``prediction``, from which accuracy, macro and weighted F1 are computed again.
+
+            ``texts`` are those of the example, to be looked for in pretraining corpora; they are not written down.
     """
 
     scores: Sequence[Score]

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoModel, AutoModelForMaskedLM
 
-from mlmx.build import allow_package, build
+from mlmx.build import build
 from mlmx.data.batch import BatchContext, Collator
 from mlmx.data.rows import CorpusInfo, RowDataset, TokenRows
 from mlmx.data.rows_from_store import open_rows
@@ -34,6 +34,7 @@ from mlmx.models.encoder import Encoder
 from mlmx.models.load import Pretrained, load_config, load_tokenizer
 from mlmx.objectives.objective import Objective
 from mlmx.stage import StageDir
+from mlmx.target import allow_package
 
 # Enough rows for rates that are good to a percent or two, few enough to take no time.
 _SAMPLE_ROWS = 4000

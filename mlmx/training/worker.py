@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 
-from mlmx.build import allow_package, build
+from mlmx.build import build
 from mlmx.data.annotate import annotate_store
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
 from mlmx.data.rows_from_store import open_rows
@@ -26,9 +26,11 @@ from mlmx.errors import UserError
 from mlmx.models.encoder import Encoder
 from mlmx.models.load import load_encoder, load_tokenizer
 from mlmx.stage import TRAINING_KINDS, StageDir, error_to_json
+from mlmx.target import allow_package
 from mlmx.tasks.task import Task
 from mlmx.training.checkpoint import load_module, save_module
 from mlmx.training.deathwatch import watch
+from mlmx.training.lineage import decontaminated
 from mlmx.training.parallel import ProcessGroup, process_group
 from mlmx.training.tracking import Tracker, stage_tracker
 from mlmx.training.trainer import Stopped
@@ -111,10 +113,15 @@ def evaluate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
         evaluation = task.evaluate(judged)
     else:
         evaluation = task.evaluate(_encoder(stage, spec).to(processes.device).eval())
+    # All processes do this, each for itself: none waits for another longer than a collective operation may take.
+    search = spec.get("decontamination")
+    result, contamination = decontaminated(stage, evaluation, search, show_progress=processes.is_main)
     if processes.is_main:
-        stage.write_predictions(evaluation.predictions)
+        stage.write_predictions(result.evaluation.predictions)
+        if contamination is not None:
+            stage.write_contamination(result.found)
         tracker.log_attachments(stage.path)
-    return {"scores": [score.to_json() for score in evaluation.scores]}
+    return {"scores": [score.to_json() for score in result.evaluation.scores], "contamination": contamination}
 
 
 WORK: Mapping[str, Callable[[StageDir, Spec, ProcessGroup, Tracker], Result]] = {

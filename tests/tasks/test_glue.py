@@ -243,7 +243,9 @@ def test_class_metrics_are_those_of_their_formulas():
     expected = {
         "matthews": (tp * tn - fp * fn) / np.sqrt(float(tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)),
         "accuracy": (tp + tn) / 300,
-        "f1": 2 * tp / (2 * tp + fp + fn),
+        "f1": (f1 := 2 * tp / (2 * tp + fp + fn)),
+        "macro_f1": (f1 + (other_f1 := 2 * tn / (2 * tn + fp + fn))) / 2,
+        "weighted_f1": (f1 * (tp + fn) + other_f1 * (tn + fp)) / 300,
     }
     assert {name: metric(gold, predicted) for name, metric in CLASS_METRICS.items()} == pytest.approx(expected, abs=1e-6)
 

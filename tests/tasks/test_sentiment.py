@@ -78,7 +78,7 @@ def test_fine_tuning_learns_and_is_judged(one_file, make_encoder, pooling):
         for split, num in [("dev", 1), ("test", 4)]
         for metric in ("macro_f1", "weighted_f1", "accuracy")
     }
-    assert evaluation.predictions[1] == {"id": "7", "split": "test", "label": "P", "prediction": "P"}
+    assert evaluation.predictions[1] == {"id": "7", "split": "test", "label": "P", "prediction": "P", "texts": ["good film"]}
 
 
 def test_one_batch_contract(one_file, make_encoder):
