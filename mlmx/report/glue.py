@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean, median
 
 from mlmx.report.rows import Row
 from mlmx.report.runs import Run
+from mlmx.report.tables import ScoreTable, Text
 
 # The scores that make up each task, in the order of the leaderboard: (split, metric).
 _SCORES: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -24,25 +24,12 @@ _SCORES: Mapping[str, tuple[tuple[str, str], ...]] = {
 _DATA = ("mlmx.tasks.glue_data.GlueData", "mlmx.tasks.glue_data.MnliData")
 _TASK = "mlmx.tasks.glue.Glue"
 
-TITLE = "GLUE, dev"
+_TITLE = "GLUE, dev"
 EXPLANATION = (
     "GLUE: medians over seeds, in percent: Matthews' correlation of CoLA, F1/accuracy of MRPC and QQP, Pearson's/Spearman's "
     "correlation of STS-B, matched/mismatched accuracy of MNLI, accuracy of the others. The average is the mean over the nine "
     "tasks of the mean of a task's metrics, as on the leaderboard."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class GlueTable:
-    """The table: the names of its columns, and a line of texts for each row.
-
-    Attributes:
-        columns: the headings.
-        lines: a text for each column.
-    """
-
-    columns: Sequence[str]
-    lines: Sequence[Sequence[str]]
 
 
 def glue_average(scores: Mapping[str, Sequence[float]]) -> float | None:
@@ -59,7 +46,7 @@ def glue_average(scores: Mapping[str, Sequence[float]]) -> float | None:
     return fmean(fmean(metrics) for metrics in scores.values())
 
 
-def glue_table(rows: Sequence[Row], runs: Sequence[Run]) -> GlueTable | None:
+def glue_table(rows: Sequence[Row], runs: Sequence[Run]) -> ScoreTable | None:
     """Return the table of the rows that were judged by tasks of GLUE, or None if there are none."""
     tasks = _glue_tasks(runs)
     found = {row.label: _scores(row, tasks) for row in rows}
@@ -71,8 +58,9 @@ def glue_table(rows: Sequence[Row], runs: Sequence[Run]) -> GlueTable | None:
         average = glue_average(scores)
         missing = [dataset for dataset in _SCORES if dataset not in scores]
         cells = ["/".join(f"{100 * value:.1f}" for value in scores.get(dataset, ())) for dataset in _SCORES]
-        lines.append([label, *cells, f"none without {', '.join(missing)}" if average is None else f"{100 * average:.1f}"])
-    return GlueTable(["configuration", *_SCORES, "average"], lines)
+        told = f"none without {', '.join(missing)}" if average is None else f"{100 * average:.1f}"
+        lines.append([Text(text) for text in (label, *cells, told)])
+    return ScoreTable(_TITLE, ["configuration", *_SCORES, "average"], lines)
 
 
 def _glue_tasks(runs: Sequence[Run]) -> dict[str, str]:

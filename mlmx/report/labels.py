@@ -9,6 +9,9 @@ from typing import Any
 from mlmx.build import is_node
 from mlmx.report.runs import canonical
 
+# The option that --from selects: what is given is called by its own name.
+_GIVEN_MODEL = "pretrained"
+
 
 def differences(configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Return for each configuration the settings in which it differs from another one: dotted key -> value.
@@ -28,16 +31,17 @@ def naming(settings: Sequence[Mapping[str, str]]) -> tuple[list[str], dict[str, 
     """Choose from the settings in which configurations differ those that name them.
 
     A setting that always goes with another one (``mono.objective`` where each ``para.objective`` has its own) says nothing more.
-    Objectives are kept rather than other settings, later stages rather than earlier ones, and tasks last of all.
+    The model is always kept, and comes first; objectives are kept rather than other settings, later stages rather than earlier
+    ones, and tasks last of all. A setting of a task is known only to configurations that were judged by the task.
 
     Returns:
         The settings that name, and each of the others -> the setting that it goes with.
     """
-    keys = list(dict.fromkeys(key for one in settings for key in one))
+    keys = sorted(dict.fromkeys(key for one in settings for key in one), key=lambda key: key != "model")
     goes_with: dict[str, str] = {}
     for key in sorted(keys, key=lambda key: (key.partition(".")[0] != "task", "objective" in key.split(".")[-1])):
         for other in reversed(keys):
-            if other != key and other not in goes_with and _determines(other, key, settings):
+            if key != "model" and other != key and other not in goes_with and _determines(other, key, settings):
                 goes_with[key] = other
                 break
     for key in goes_with:
@@ -47,7 +51,8 @@ def naming(settings: Sequence[Mapping[str, str]]) -> tuple[list[str], dict[str, 
 
 
 def _determines(key: str, other: str, settings: Sequence[Mapping[str, str]]) -> bool:
-    pairs = {(one.get(key), one.get(other)) for one in settings}
+    told = [one for one in settings if other in one or not other.startswith("task.")]
+    pairs = {(one.get(key), one.get(other)) for one in told}
     return len(pairs) == len({value for value, _ in pairs})
 
 
@@ -115,9 +120,15 @@ def _texts(values: Mapping[int, Any]) -> dict[int, str]:
 
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
+        if value.get("_name_") == _GIVEN_MODEL and value.get("source"):
+            return _called(PurePath(value["source"]))
         return str(value.get("_name_") or str(value.get("_target_", "")).rpartition(".")[2] or canonical(value))
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
         return "+".join(_text(item) for item in value) or "none"
     return "none" if value is None else canonical(value)
+
+
+def _called(source: PurePath) -> str:
+    return source.parent.name if source.name == "encoder" else source.name  # a stage's folder rather than what lies in it

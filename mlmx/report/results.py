@@ -6,33 +6,21 @@ import csv
 import io
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import rich.text
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from mlmx.report.comparison import Difference, Mean, difference, mean
 from mlmx.report.contamination import contamination_notes
-from mlmx.report.glue import EXPLANATION, TITLE, GlueTable, glue_table
+from mlmx.report.glue import EXPLANATION, glue_table
+from mlmx.report.provenance import provenance_notes
 from mlmx.report.rows import Row, choose_baselines, group
 from mlmx.report.runs import Run, ScoreKey, canonical, read_runs
 from mlmx.report.selection import select as choose
 from mlmx.report.statistics import FEW_SEEDS, MIN_SEEDS
-
-_MISSING = "missing"
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One score of one row; None where there is none."""
-
-    mean: Mean | None
-    difference: Difference | None
-
-
-Cells = Mapping[tuple[str, ScoreKey], Cell]
+from mlmx.report.tables import Cell, Cells, ScoreTable, Text, score_tables
 
 
 def report(outputs: Path, *, baseline: str | None = None, out: Path | None = None, select: str | None = None) -> str:
@@ -67,42 +55,21 @@ def report(outputs: Path, *, baseline: str | None = None, out: Path | None = Non
         *grouped.notes,
         *_baseline_notes(rows, baseline, baselines),
         *_failure_notes(runs),
+        *provenance_notes(runs),
     ]
     out = outputs / "report" if out is None else out
     out.mkdir(parents=True, exist_ok=True)
-    glue = glue_table(rows, runs)
-    (out / "results.md").write_text(_markdown(rows, keys, cells, baselines, glue, notes), encoding="utf-8")
+    tables, explanations = score_tables(rows, keys, cells), [_explanation(baselines)]
+    if (glue := glue_table(rows, runs)) is not None:
+        tables, explanations = [*tables, glue], [*explanations, EXPLANATION]
+    (out / "results.md").write_text(_markdown(tables, explanations, notes), encoding="utf-8")
     (out / "results.csv").write_text(_csv(rows, keys, cells, baselines), encoding="utf-8")
-    return _terminal(rows, keys, cells, baselines, glue, notes) + f"\nWritten to {out / 'results.md'} and {out / 'results.csv'}"
+    return _terminal(tables, explanations, notes) + f"\nWritten to {out / 'results.md'} and {out / 'results.csv'}"
 
 
 def _keys(rows: Sequence[Row]) -> list[ScoreKey]:
-    # Task by task, in the order of the tasks' names; metrics in the order the tasks give them.
-    keys = dict.fromkeys(key for row in rows for key in row.cells)
-    return sorted(keys, key=lambda key: (key.task, key.split))
-
-
-def _tables(rows: Sequence[Row], keys: Sequence[ScoreKey]) -> list[tuple[str, list[Row], list[ScoreKey]]]:
-    # One table per task and split: title, the rows that were to be judged by the task, the metrics.
-    tables = []
-    for task, split in dict.fromkeys((key.task, key.split) for key in keys):
-        shown = [row for row in rows if task in row.tasks]
-        tables.append((f"{task}, {split}", shown, [key for key in keys if (key.task, key.split) == (task, split)]))
-    return tables
-
-
-def _mean_text(cell: Cell, num_seeds: int) -> str:
-    if cell.mean is None:
-        return _MISSING
-    interval = cell.mean.interval
-    text = f"{cell.mean.value:.4f}" + (f" [{interval.low:.4f}, {interval.high:.4f}]" if interval else "")
-    return text if cell.mean.num_seeds == num_seeds else f"{text} ({cell.mean.num_seeds} of {num_seeds} seeds)"
-
-
-def _difference_text(found: Difference) -> str:
-    interval = f" [{found.interval.low:+.4f}, {found.interval.high:+.4f}]" if found.interval else ""
-    resampled = f"{found.num_seeds} x {found.num_examples:,}" if found.num_examples is not None else f"{found.num_seeds}"
-    return f"{found.value:+.4f}{interval} ({resampled})"
+    # Task by task, in the order of the tasks' names; splits and metrics in the order the tasks give them.
+    return sorted(dict.fromkeys(key for row in rows for key in row.cells), key=lambda key: key.task)
 
 
 def _explanation(baselines: Mapping[str, Row]) -> str:
@@ -120,91 +87,44 @@ def _explanation(baselines: Mapping[str, Row]) -> str:
     )
 
 
-def _markdown(
-    rows: Sequence[Row],
-    keys: Sequence[ScoreKey],
-    cells: Cells,
-    baselines: Mapping[str, Row],
-    glue: GlueTable | None,
-    notes: Sequence[str],
-) -> str:
-    lines = ["# Results", "", _explanation(baselines), ""]
-    for title, shown, metrics in _tables(rows, keys):
-        lines += [f"## {title}", "", _markdown_line(["configuration", "seeds", *(_heading(shown, key) for key in metrics)])]
-        lines.append(_markdown_line(["---"] * (len(metrics) + 2)))
-        for row in shown:
-            texts = []
-            for key in metrics:
-                cell = cells[row.label, key]
-                text = _mean_text(cell, len(row.seeds))
-                if cell.difference is not None:
-                    change = _difference_text(cell.difference)
-                    text += f"<br>{change if cell.difference.better is None else f'**{change}**'}"
-                texts.append(text)
-            lines.append(_markdown_line([row.label, str(len(row.seeds)), *texts]))
+def _markdown(tables: Sequence[ScoreTable], explanations: Sequence[str], notes: Sequence[str]) -> str:
+    lines = ["# Results", "", *(line for text in explanations for line in (text, ""))]
+    for table in tables:
+        lines += [f"## {table.title}", "", _markdown_line(table.columns), _markdown_line(["---"] * len(table.columns))]
+        for line in table.lines:
+            lines.append(_markdown_line([f"{text.value}{_markdown_change(text)}" for text in line]))
         lines.append("")
-    if glue is not None:
-        lines += [f"## {TITLE}", "", _markdown_line(glue.columns), _markdown_line(["---"] * len(glue.columns))]
-        lines += [*map(_markdown_line, glue.lines), "", EXPLANATION, ""]
     if notes:
         lines += ["## Notes", "", *(f"- {note}" for note in notes), ""]
     return "\n".join(lines)
+
+
+def _markdown_change(text: Text) -> str:
+    return f"<br>{text.change if text.better is None else f'**{text.change}**'}" if text.change else ""
 
 
 def _markdown_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-def _heading(rows: Sequence[Row], key: ScoreKey) -> str:
-    # The metric, its direction, and what the most frequent answer or chance would get.
-    scores = [score for row in rows for score in row.cells.get(key, {}).values()]
-    trivial = sorted({f"{score.trivial:.4f}" for score in scores if score.trivial is not None})
-    direction = "higher" if scores[0].higher_is_better else "lower"
-    if not trivial:
-        return f"{key.metric} ({direction})"
-    return f"{key.metric} ({direction}; trivial: {' to '.join(dict.fromkeys([trivial[0], trivial[-1]]))})"
-
-
-def _terminal(
-    rows: Sequence[Row],
-    keys: Sequence[ScoreKey],
-    cells: Cells,
-    baselines: Mapping[str, Row],
-    glue: GlueTable | None,
-    notes: Sequence[str],
-) -> str:
+def _terminal(tables: Sequence[ScoreTable], explanations: Sequence[str], notes: Sequence[str]) -> str:
     colours = {True: "green", False: "red", None: ""}
     is_terminal = sys.stdout.isatty()
-    text = io.StringIO()
+    written = io.StringIO()
     # A file or a pipe gets the tables as wide as they are.
-    console = Console(file=text, force_terminal=is_terminal, width=None if is_terminal else 10_000, highlight=False)
-    for title, shown, metrics in _tables(rows, keys):
-        table = Table(title=title, title_justify="left")
-        table.add_column("configuration")
-        table.add_column("seeds", justify="right")
-        for key in metrics:
-            table.add_column(_heading(shown, key))
-        for row in shown:
-            texts = []
-            for key in metrics:
-                cell = cells[row.label, key]
-                content = Text(_mean_text(cell, len(row.seeds)))
-                if cell.difference is not None:
-                    content.append("\n" + _difference_text(cell.difference), style=colours[cell.difference.better])
-                texts.append(content)
-            table.add_row(Text(row.label), str(len(row.seeds)), *texts)
-        console.print(table)
-    if glue is not None:
-        table = Table(*glue.columns, title=TITLE, title_justify="left")
-        for line in glue.lines:
-            table.add_row(*map(Text, line))
-        console.print(table)
-    console.print(Text(_explanation(baselines)))
-    if glue is not None:
-        console.print(Text(EXPLANATION))
-    for note in notes:
-        console.print(Text(f"- {note}"))
-    return text.getvalue().rstrip("\n")
+    console = Console(file=written, force_terminal=is_terminal, width=None if is_terminal else 10_000, highlight=False)
+    for table in tables:
+        shown = Table(*table.columns, title=table.title, title_justify="left")
+        for line in table.lines:
+            contents = [rich.text.Text(text.value) for text in line]
+            for content, text in zip(contents, line, strict=True):
+                if text.change:
+                    content.append(f"\n{text.change}", style=colours[text.better])
+            shown.add_row(*contents)
+        console.print(shown)
+    for told in (*explanations, *(f"- {note}" for note in notes)):
+        console.print(rich.text.Text(told))
+    return written.getvalue().rstrip("\n")
 
 
 def _csv(rows: Sequence[Row], keys: Sequence[ScoreKey], cells: Cells, baselines: Mapping[str, Row]) -> str:

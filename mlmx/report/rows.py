@@ -83,7 +83,7 @@ def group(runs: Sequence[Run]) -> Grouped:
     # A configuration of which no run came to a score would only make the names of the others longer.
     scored = [row for row in rows.values() if row.cells]
     notes += _name(scored)
-    return Grouped(scored, list(dict.fromkeys(notes)))
+    return Grouped(_merged(scored), list(dict.fromkeys(notes)))
 
 
 def _changed(score: RunScore, run: Run, before: RunScore) -> str:
@@ -108,6 +108,18 @@ def _name(rows: Sequence[Row]) -> list[str]:
     return [
         f"Settings that differ too, each always along with one in the names (results.csv has them): {'; '.join(unsaid)}."
     ] * bool(unsaid)
+
+
+def _merged(rows: Sequence[Row]) -> list[Row]:
+    """Merge rows of one name: they differ in settings of tasks that always go with what names them, and share no task."""
+    named: dict[str, Row] = {}
+    for row in rows:
+        first = named.setdefault(row.label, row)
+        if first is not row:
+            first.cells |= row.cells
+            first.tasks |= row.tasks
+            first.different |= row.different
+    return list(named.values())
 
 
 def _objectives(row: Row, *, single_stage: bool) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Run:
         settings: its configuration without tasks: what can make a difference to results, but for the seed.
         tasks: task -> its settings.
         scores: its scores, also those that a failed run got to.
+        made_with: the parts of the summary that say with what: ``git``, ``versions``, ``hardware``.
     """
 
     folder: str
@@ -75,6 +76,7 @@ class Run:
     settings: Mapping[str, Any]
     tasks: Mapping[str, Any]
     scores: Sequence[RunScore]
+    made_with: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_runs(outputs: Path) -> list[Run]:
@@ -108,6 +110,7 @@ def _read(path: Path) -> Run:
             settings=_settings(config),
             tasks={name: _effective(node) for name, node in (config.get("task") or {}).items()},
             scores=[_score(score) for score in record["scores"]],
+            made_with={part: record.get(part) for part in ("git", "versions", "hardware")},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise user_error(str(path), f"is no summary of a run: {problem!r}.") from problem

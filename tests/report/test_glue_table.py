@@ -45,7 +45,7 @@ def table(runs: list[Run]):
     found = glue_table(group(runs).rows, runs)
     assert found is not None
     ((_, *cells),) = found.lines
-    return dict(zip(found.columns[1:], cells, strict=True))
+    return dict(zip(found.columns[1:], [cell.value for cell in cells], strict=True))
 
 
 def test_the_average_is_that_of_the_leaderboard():

@@ -367,3 +367,71 @@ def test_settings_of_a_task_that_came_to_no_score_make_no_row_of_their_own(outpu
     outputs.report()
     (row,) = outputs.csv()
     assert float(row[KEY]) == float(row["rte/test/accuracy_forward"]) == pytest.approx(0.4)
+
+
+def markdown_table(outputs: Outputs, title: str) -> list[list[str]]:
+    text = (outputs.folder / "report" / "results.md").read_text().split(f"## {title}\n\n")[1].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "---" not in line]
+
+
+def test_splits_of_a_task_share_a_table_and_protocols_do_not(outputs):
+    outputs.run("mlm", 0, 0.2)
+    outputs.add_score(split="deu", value=0.3)
+    outputs.run("mlm", 0, None, tasks=bitext(protocol="margin"))
+    path = max((outputs.folder / "runs").glob("*/summary.json"))
+    score = {"task": "bitext", "split": "test", "metric": "margin_f1", "value": 0.5, "num_examples": 5, "higher_is_better": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scores": [score]}))
+    assert "missing" not in outputs.report()
+    table = markdown_table(outputs, "bitext")
+    assert [line[:1] + line[-1:] for line in table] == [
+        ["split", "accuracy_forward (higher)"],
+        ["test", "0.2000"],
+        ["deu", "0.3000"],
+    ]
+    assert [line[-1] for line in markdown_table(outputs, "bitext, test")] == ["margin_f1 (higher)", "0.5000"]
+
+
+def test_what_is_judged_beside_the_encoder_is_a_line(outputs):
+    for objective in ("mlm", "tlm"):
+        outputs.run(objective, 0, 0.2)
+        outputs.add_score(metric="bm25_accuracy_forward", value=0.6)
+    outputs.report()
+    assert markdown_table(outputs, "bitext, test")[-1] == ["BM25", "", "0.6000"]
+    outputs.run("tlm", 1, 0.2)
+    outputs.add_score(metric="bm25_accuracy_forward", value=0.7)  # on other data
+    outputs.report()
+    assert markdown_table(outputs, "bitext, test")[0][-1] == "bm25_accuracy_forward (higher)"
+
+
+def test_models_that_were_given_are_called_by_their_folder(outputs):
+    other = {"sts": {"_target_": "S", "_name_": "similarity", "name": "sts"}}
+    for model, length in (("tiny", 128), ("/models/all-MiniLM-L6-v2", 256), ("outputs/stages/pretrain-tlm-0123/encoder", 256)):
+        for tasks in (bitext(max_length=length), other):
+            outputs.run("mlm", 0, 0.2, tasks=tasks)
+            path = max((outputs.folder / "runs").glob("*/summary.json"))
+            summary = json.loads(path.read_text())
+            if tasks is other:
+                summary["scores"][0]["task"] = "sts"
+            if model != "tiny":
+                summary["config"]["model"] = {"_target_": "P", "_name_": "pretrained", "_version_": 1, "source": model}
+                summary["config"] |= {"chain": [], "stages": {}}
+            path.write_text(json.dumps(summary))
+    assert "task.bitext.max_length" in outputs.report()
+    # The length goes along with the model, so that it makes no rows beside those of the other task.
+    rows = outputs.csv()
+    assert [row["configuration"].split()[0] for row in rows] == ["model=tiny", "model=all-MiniLM-L6-v2", "model=pretrain-tlm-0123"]
+    assert all(row["bitext/test/accuracy_forward"] and row["sts/test/accuracy_forward"] for row in rows)
+
+
+def test_the_report_says_with_what_it_was_made(outputs):
+    for commit in ("0123456789", "abcdef0123"):
+        outputs.run("mlm", 0, 0.2)
+        path = max((outputs.folder / "runs").glob("*/summary.json"))
+        versions = {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0"}
+        record = {"git": {"commit": commit, "dirty": False}, "versions": versions}
+        record["hardware"] = {"machine": "x86_64", "cores": 2, "gpus": None}
+        path.write_text(json.dumps(json.loads(path.read_text()) | record))
+    text = outputs.report()
+    told = "python 3.11.7, torch 2.13.0, transformers 5.23.0, x86_64, 2 cores, no GPU."
+    assert f"Made with mlmx at commit 0123456, {told}" in text
+    assert f"Made with mlmx at commit abcdef0, {told}" in text
