@@ -20,6 +20,7 @@ from mlmx.data.plan import BatchPlan
 from mlmx.data.rows import RowDataset
 from mlmx.errors import Problem, UserError, user_error
 from mlmx.models.dropout import set_dropout
+from mlmx.models.embedding import add_gradients_by_row
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective
 from mlmx.stage import StageDir
@@ -257,6 +258,8 @@ class Trainer:
                 encoder.compile_layers(token_multiple=self._full_micro_batch(rows, processes.size))
             if self.activation_checkpointing:
                 encoder.checkpoint_layers()
+            if processes.device.type == "cpu" and processes.num_shards == 1:
+                add_gradients_by_row(encoder.base.get_input_embeddings())
         processes.place(objective.train(), [layer for encoder in encoders for layer in encoder.layers or ()])
         return Loop(
             settings=self,
