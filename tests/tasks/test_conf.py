@@ -79,6 +79,15 @@ def test_options_without_files_are_ready_to_run(name):
                 for setting in ("source", "target", "gold")
             ],
         ),
+        (
+            "curation_files",
+            [
+                "task.curation_files.corpus.path=[a.en,a.de]",
+                "task.curation_files.corpus.languages=[en,de]",
+                "+noise@task.curation_files.noise=injected",
+                "task.curation_files.precision_at=[9]",
+            ],
+        ),
         ("bitext_files", [f"task.bitext_files.data.{setting}=a.tsv" for setting in ("source", "target", "gold")]),
         ("sentiment_files", ["task.sentiment_files.data.path=a.jsonl", "task.sentiment_files.data.split_column=split"]),
     ],
