@@ -29,7 +29,7 @@ def add_gradients_by_row(embedding: nn.Module) -> bool:
     plain = type(embedding) is nn.Embedding
     if not plain or embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
         return False
-    embedding.forward = partial(_lookup, embedding)  # type: ignore[method-assign]
+    embedding.forward = partial(_lookup, embedding)
     return True
 
 
@@ -57,5 +57,5 @@ class _Lookup(torch.autograd.Function):
             weight.grad.index_add_(0, input_ids.flatten(), gradient.flatten(end_dim=-2).to(weight.grad.dtype))
 
         # The head's part arrives in ``weight.grad`` only after this: what waits for all of a pass is called at its end.
-        Variable._execution_engine.queue_callback(add)  # type: ignore[attr-defined]
+        Variable._execution_engine.queue_callback(add)
         return None, None, None
