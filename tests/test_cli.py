@@ -290,3 +290,11 @@ def test_list_shows_a_comment_of_several_lines_as_one(chain, tmp_path):
     own.mkdir(parents=True)
     (own / "mine.yaml").write_text("# @package task.mine\n# Mine,\n# and long.\n_target_: nowhere.Mine\n# no more\n")
     assert "Mine, and long.\n" in invoke("list", "tasks", "--config-dir", str(tmp_path / "own")).stdout
+
+
+def test_what_cannot_be_exported_is_told(tmp_path):
+    result = invoke("export", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert "error: stage: " in result.stderr
+    assert "is no directory of a stage" in result.stderr
+    assert "'--pooling'" in invoke("export", str(tmp_path), "--out", str(tmp_path / "out"), "--pooling", "median").stderr
