@@ -97,6 +97,18 @@ class ArrayWriter:
         if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES:
             self.save(state())
 
+    def written(self, name: str) -> NDArray[np.uint8]:
+        """Return the bytes that an array held when this writer began, memory-mapped."""
+        written = self._written.get(name)
+        if written is None or written.num_bytes == 0:
+            return np.zeros(0, np.uint8)
+        return np.memmap(self._partial / _file_name(name), np.uint8, mode="r", shape=(written.num_bytes,))
+
+    def remove(self) -> None:
+        """Delete everything: nobody will go on."""
+        self.__exit__(None, None, None)
+        shutil.rmtree(self._partial)
+
     def finish(self, name: str, meta: Mapping[str, Any], state: State) -> dict[str, Any]:
         """Describe the arrays in a JSON file beside them, and give the folder its name.
 

@@ -93,7 +93,7 @@ def encode(
         return pool(states.float(), batch.tensors["cu_seqlens"], pooling).cpu().numpy()
 
     vectors = np.empty((len(rows), encoder.hidden_size), np.float32)
-    for indices, of_batch in by_batch(rows, pooled, batch_tokens=batch_tokens, what=what):
+    for indices, of_batch in by_batch(rows, pooled, batch_tokens=batch_tokens, what=what, settings=(layer, pooling)):
         vectors[indices] = of_batch
     encoder.train(training)
     return vectors

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,8 +24,11 @@ from mlmx.data.prepare import prepare_corpus, train_tokenizer
 from mlmx.data.rows_from_store import open_rows
 from mlmx.data.store import TokenStore
 from mlmx.errors import UserError
+from mlmx.fingerprint import canonical_json
 from mlmx.models.encoder import Encoder
+from mlmx.models.inference import results_saved
 from mlmx.models.load import load_encoder, load_tokenizer
+from mlmx.objectives.objective import Objective
 from mlmx.stage import TRAINING_KINDS, StageDir, error_to_json
 from mlmx.target import allow_package
 from mlmx.tasks.task import Task
@@ -105,17 +109,21 @@ def evaluate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
     """Judge an encoder, or what was fine-tuned from it, by a task."""
     task = _task(stage, spec, processes)
     model = stage.parent("model")
+    judged: Encoder | Objective
     if model is not None and model.config()["kind"] == "finetune":
-        judged = task.objective(load_encoder(model.encoder_dir))
-        assert judged is not None, "what was fine-tuned has an objective"
-        load_module(judged, model.model_path)
-        judged.to(processes.device).eval()
-        evaluation = task.evaluate(judged)
+        finetuned = task.objective(load_encoder(model.encoder_dir))
+        assert finetuned is not None, "what was fine-tuned has an objective"
+        load_module(finetuned, model.model_path)
+        judged = finetuned.to(processes.device).eval()
     else:
-        evaluation = task.evaluate(_encoder(stage, spec).to(processes.device).eval())
-    # All processes do this, each for itself: none waits for another longer than a collective operation may take.
-    search = spec.get("decontamination")
-    result, contamination = decontaminated(stage, evaluation, search, show_progress=processes.is_main)
+        judged = _encoder(stage, spec).to(processes.device).eval()
+    # Whoever is killed in the midst of it goes on with the next batch.
+    identity = canonical_json([stage.config()["fingerprint"], spec, processes.device.type])
+    with results_saved(stage.path / "results", identity) if processes.is_main else nullcontext():
+        evaluation = task.evaluate(judged)
+        # All processes do this, each for itself: none waits for another longer than a collective operation may take.
+        search = spec.get("decontamination")
+        result, contamination = decontaminated(stage, evaluation, search, show_progress=processes.is_main)
     if processes.is_main:
         stage.write_predictions(result.evaluation.predictions)
         if contamination is not None:
@@ -136,6 +144,8 @@ WORK: Mapping[str, Callable[[StageDir, Spec, ProcessGroup, Tracker], Result]] = 
 def _task(stage: StageDir, spec: Spec, processes: ProcessGroup) -> Task:
     task: Task = build(spec["task"], where=f"task.{spec['task']['name']}")
     task.folder = stage.path if processes.is_main else None
+    read = {setting: stage.parent(setting) for setting in spec["task"].get("_tasks_", ())}
+    task.data_of = {setting: parent.data_dir for setting, parent in read.items() if parent is not None}
     return task
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from mlmx.build import build
 from mlmx.data.microworld import MicroworldCorpus
 from mlmx.models.encoder import Encoder
+from mlmx.models.inference import results_saved
 from mlmx.models.pooling import encode
 from mlmx.tasks.texts import text_rows
 from mlmx.training.parallel import ProcessGroup, current, process_group
@@ -44,6 +46,12 @@ def vectors(encoder: Encoder) -> np.ndarray:
     return encode(encoder, rows, layer=1, pooling="mean", batch_tokens=BATCH_TOKENS)
 
 
+def resumed_vectors(folder: Path, *, is_main: bool) -> np.ndarray:
+    """Return the vectors, half of which the disk knows already; the main process knows which, as in a stage."""
+    with results_saved(folder, "x") if is_main else nullcontext():
+        return vectors(encoder())
+
+
 def judge(name: str, folder: Path | None) -> str:
     """Return all that an evaluation gives, as text; the objectives of tasks that fine-tune are fresh."""
     overrides = [f"task.{name}.{override}" for override in [*TASKS[name], f"batch_tokens={BATCH_TOKENS}"]]
@@ -60,6 +68,7 @@ def run(processes: ProcessGroup, folder: Path) -> None:
     own = folder / str(processes.rank)
     own.mkdir()
     np.save(own / "vectors.npy", vectors(encoder()))
+    np.save(own / "resumed.npy", resumed_vectors(folder / "results", is_main=processes.is_main))
     for name in TASKS:
         beside = folder / f"beside-{name}"
         if processes.is_main:
