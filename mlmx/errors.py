@@ -58,6 +58,13 @@ def user_error(where: str, message: str, nearest: str | None = None) -> UserErro
     return UserError(Problem(where, message, nearest))
 
 
+def first_problems(problems: Sequence[Problem], most: int = 5) -> list[Problem]:
+    """Return the first of many problems, and how many there are in all."""
+    if len(problems) <= most:
+        return list(problems)
+    return [*problems[:most], Problem(problems[most].where, f"and so on: {len(problems)} mistakes in all.")]
+
+
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """Return the valid name closest to ``name``, or None if none is close."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

@@ -15,6 +15,16 @@ from mlmx.errors import Problem, UserError, nearest, user_error
 
 _SAMPLE_BYTES = 1 << 20
 
+# How files begin that are no UTF-8, and what to do about it.
+_SIGNATURES = {
+    b"\xff\xfe": "the file is UTF-16; convert it to UTF-8.",
+    b"\xfe\xff": "the file is UTF-16; convert it to UTF-8.",
+    b"\x1f\x8b": "the file is compressed by gzip; its name must end in .gz.",
+    b"\xfd7zXZ": "the file is compressed by xz; its name must end in .xz.",
+    b"\x28\xb5\x2f\xfd": "the file is compressed by zstd; its name must end in .zst.",
+    b"PK\x03\x04": "the file is a ZIP archive; unpack it.",
+}
+
 
 def find_files(path: str | Sequence[str], setting: str = "corpus.path") -> list[Path]:
     """Return the files that a setting names, in the order given; those of a glob sorted.
@@ -96,6 +106,8 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     try:
         with open_bytes(path) as file:
             for number, line in enumerate(file, start=1):
+                if number == 1:
+                    _check_beginning(path, line)
                 try:
                     text = line.decode("utf-8")
                 except UnicodeDecodeError as error:
@@ -110,6 +122,14 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
         raise user_error(f"{path}:{number + 1}", f"cannot be read on: {error}.") from error
     if number == 0:
         raise user_error(str(path), "the file is empty.")
+
+
+def _check_beginning(path: Path, line: bytes) -> None:
+    for signature, message in _SIGNATURES.items():
+        if line.startswith(signature):
+            raise user_error(str(path), message)
+    if b"\0" in line:
+        raise user_error(f"{path}:1", "holds NUL bytes, as UTF-16 and binary files do; UTF-8 text is needed.")
 
 
 def estimate_lines(paths: Sequence[Path]) -> int:

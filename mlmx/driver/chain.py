@@ -18,6 +18,7 @@ from mlmx.driver.stages import advice, stages_of
 from mlmx.driver.storage import told_if_full
 from mlmx.driver.summary import Summary
 from mlmx.driver.sweep import end_with_main_process
+from mlmx.driver.task_data import check_task_data
 from mlmx.errors import user_error
 
 __all__ = ["plan", "preview", "run", "stages_of"]
@@ -57,6 +58,7 @@ def run(
         # What fails here was never begun, and leaves no trace.
         placed = place(stages_of(config), Path(config["outputs"]))
         execute.check(placed, config, fresh=fresh)
+        check_task_data(placed, fresh=fresh)
         for line in advice(config):
             say(f"warning: {line}")
         summary = Summary(run_dir, config, overrides)

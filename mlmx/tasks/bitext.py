@@ -63,6 +63,9 @@ class Bitext(Task):
         )
         self.batch_tokens = batch_tokens
 
+    def check_data(self) -> None:
+        self.data.load()
+
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
         encoder = model.encoder if isinstance(model, Objective) else model
         embedding = self.embedding.resolved(encoder, task=self.name)

@@ -18,9 +18,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One labelled sentence: where it comes from (unique within its split), the text and the label's name."""
+    """One labelled sentence.
+
+    Attributes:
+        id: unique within its split, such as the number of its line.
+        where: where it stands, for messages.
+        text: the sentence.
+        label: the label's name.
+    """
 
     id: str
+    where: str
     text: str
     label: str
 
@@ -66,7 +74,7 @@ class MicroworldSentiment(ClassificationData):
         if split not in self.sizes:
             raise user_error("task data", f"no split {split!r}; there are train, dev and test.", nearest(split, self.sizes))
         texts, labels = sentiment_examples(seed=self.seed, split=split, num_examples=self.sizes[split], code_mixed=self.code_mixed)
-        return [Labelled(str(i), text, label) for i, (text, label) in enumerate(zip(texts, labels, strict=True))]
+        return [Labelled(str(i), f"microworld:{i}", text, label) for i, (text, label) in enumerate(zip(texts, labels, strict=True))]
 
 
 class ClassificationFiles(ClassificationData):
@@ -134,11 +142,11 @@ class ClassificationFiles(ClassificationData):
                 splits[record[columns[2]]] += 1
                 if record[columns[2]] != split:
                     continue
-            text, label = record[self.text_column], record[self.label_column]
-            if not text.strip() or not label.strip():
+            text, label = record[self.text_column], record[self.label_column].strip()
+            if not text.strip() or not label:
                 skipped["no text" if not text.strip() else "no label"] += 1
             else:
-                examples.append(Labelled(where.rpartition(":")[2], text, label))
+                examples.append(Labelled(where.rpartition(":")[2], where, text, label))
         for reason, number in skipped.items():
             log.warning("%s: %d lines skipped: %s", path, number, reason)
         if not examples:

@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 log = logging.getLogger(__name__)
 
 
-def write_confusion(folder: Path, split: str, gold: Sequence[str], predicted: Sequence[str]) -> None:
+def write_confusion(folder: Path, split: str, gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> None:
     """Write ``tables/per_class_<split>.tsv``, ``tables/confusion_<split>.tsv`` and ``pictures/confusion_<split>.png``.
 
     Args:
@@ -24,8 +24,8 @@ def write_confusion(folder: Path, split: str, gold: Sequence[str], predicted: Se
         split: the split that was judged.
         gold: the labels' names.
         predicted: the predicted ones.
+        labels: those of all classes, two at least.
     """
-    labels = sorted({*gold, *predicted})
     scores = precision_recall_fscore_support(gold, predicted, labels=labels, zero_division=0)
     rows = [[label, *(f"{value:.6f}" for value in values[:3]), values[3]] for label, *values in zip(labels, *scores, strict=True)]
     _write_table(folder / "tables" / f"per_class_{split}.tsv", ["label", "precision", "recall", "f1", "examples"], rows)

@@ -85,6 +85,9 @@ class EvalMask(Task):
         self.max_length = max_length
         self.batch_tokens = batch_tokens
 
+    def check_data(self) -> None:
+        self._texts()
+
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
         encoder = model.encoder if isinstance(model, Objective) else model
         if encoder.head is None:

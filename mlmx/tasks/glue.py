@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from mlmx.build import Positive
 from mlmx.data.rows import RowDataset
-from mlmx.errors import nearest, user_error
+from mlmx.errors import user_error
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective
 from mlmx.tasks.classification import SequenceClassification, SequenceObjective, SequenceRegression, predict
@@ -23,8 +24,10 @@ from mlmx.tasks.embedding import Embedding
 from mlmx.tasks.glue_data import MAX_SCORE
 from mlmx.tasks.metrics import CLASS_METRICS, SCORE_METRICS
 from mlmx.tasks.sentence_data import Judged, SentenceData
-from mlmx.tasks.task import Evaluation, Score, Task
+from mlmx.tasks.task import Evaluation, Score, Task, check_splits
 from mlmx.tasks.texts import text_rows
+
+log = logging.getLogger(__name__)
 
 
 class Glue(Task):
@@ -56,11 +59,8 @@ class Glue(Task):
         max_length: Positive,
         batch_tokens: Positive,
     ) -> None:
-        for split in splits:
-            if split not in data.splits:
-                raise user_error(
-                    f"task.{name}.splits", f"no split {split!r}; there are {', '.join(data.splits)}.", nearest(split, data.splits)
-                )
+        if splits or not submission:
+            check_splits(splits, data.splits, where=f"task.{name}.splits")
         if submission and not data.submissions:
             raise user_error(f"task.{name}.submission", "these data have no leaderboard.")
         self.name = name
@@ -72,12 +72,20 @@ class Glue(Task):
         self.embedding = Embedding(layer="last", pooling=pooling, normalize=False, max_length=max_length)
         self.batch_tokens = batch_tokens
 
+    def check_data(self) -> None:
+        self._check_classes()
+        for split in self.splits:
+            self._judged_examples(split)
+        for split in self.data.submissions if self.submission else ():
+            self.data.load(split)
+
     def objective(self, encoder: Encoder) -> Objective:
         if self.data.labels is None:
             return SequenceRegression(encoder, pooling=self.pooling)
         return SequenceClassification(encoder, labels=self.data.labels, pooling=self.pooling)
 
     def training_rows(self, encoder: Encoder) -> RowDataset:
+        self._check_classes()
         return self._rows(encoder, self._training_examples, "train")
 
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
@@ -85,9 +93,7 @@ class Glue(Task):
         scores: list[Score] = []
         records: list[dict[str, Any]] = []
         for split in self.splits:
-            examples = self.data.load(split)
-            if any(example.gold is None for example in examples):
-                raise user_error(f"task.{self.name}.splits", f"{split} has no labels; submission=true writes its predictions.")
+            examples = self._judged_examples(split)
             predicted = self._predict(model, examples, split)
             scores += self._scores(self._numbers(examples), predicted, split)
             records += self._records(examples, predicted, split)
@@ -103,6 +109,25 @@ class Glue(Task):
     @cached_property
     def _training_examples(self) -> Sequence[Judged]:
         return self.data.load("train")
+
+    def _judged_examples(self, split: str) -> Sequence[Judged]:
+        examples = self.data.load(split)
+        if any(example.gold is None for example in examples):
+            raise user_error(f"task.{self.name}.splits", f"{split} has no labels; submission=true writes its predictions.")
+        self._tell_absent(examples, split)
+        return examples
+
+    def _check_classes(self) -> None:
+        there = {example.gold for example in self._training_examples}
+        if self.data.labels is not None and len(there) < 2:
+            message = f"the training split holds only the label {there.pop()!r}; two at least are needed."
+            raise user_error(f"task.{self.name}.data", message)
+        self._tell_absent(self._training_examples, "train")
+
+    def _tell_absent(self, examples: Sequence[Judged], split: str) -> None:
+        there = {example.gold for example in examples}
+        if absent := [label for label in self.data.labels or () if label not in there]:
+            log.warning("%s: no example of split %s has the label %s", self.name, split, ", ".join(map(repr, absent)))
 
     def _rows(self, encoder: Encoder, examples: Sequence[Judged], split: str) -> RowDataset:
         return text_rows(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mlmx.data.corpora.hub import open_dataset
 from mlmx.errors import nearest, user_error
-from mlmx.tasks.sentence_data import Judged, SentenceData
+from mlmx.tasks.sentence_data import Judged, SentenceData, tell_blank
 from mlmx.tasks.table_files import check_columns, read_tsv
 
 log = logging.getLogger(__name__)
@@ -146,6 +146,9 @@ class GlueData(SentenceData):
         for number, why in ((len(ragged or ()), f"broken, such as {(ragged or [''])[0]}"), (unsure, "without a gold label")):
             if number:
                 log.warning("%s: %d lines are left out: %s", path, number, why)
+        if not examples:
+            raise user_error(str(path), "holds no example.")
+        tell_blank(examples, str(path))
         return examples
 
     def _read_hub(self, source: str, split: str, layout: _Layout) -> list[Judged]:
@@ -159,6 +162,7 @@ class GlueData(SentenceData):
             examples.append(Judged(str(record["idx"]), texts, _hub_gold(record["label"], layout, where)))
         if not examples:
             raise user_error("task data.source", f"{hub_split!r} of {layout.config} in {source} is empty.")
+        tell_blank(examples, f"{source} {layout.config}[{hub_split}]")
         return examples
 
 

@@ -23,7 +23,7 @@ from mlmx.tasks.embedding import Embedding, Purpose
 from mlmx.tasks.retrieval_data import Collection, RetrievalData
 from mlmx.tasks.retrieval_scores import DEPTH, METRICS, QueryScores, Ranking, query_scores, random_neighbours, rankings, write_run
 from mlmx.tasks.search import Neighbours, nearest
-from mlmx.tasks.task import Evaluation, Score, Task
+from mlmx.tasks.task import Evaluation, Score, Task, check_splits
 from mlmx.training.parallel import current
 
 # Documents tokenised at a time: their tokens and embeddings are in memory, those of the others on disk.
@@ -75,6 +75,7 @@ class Retrieval(Task):
         max_length: Positive | None,
         batch_tokens: Positive,
     ) -> None:
+        check_splits(splits, None, where=f"task.{name}.splits")
         self.name = name
         self.data = data
         self.splits = splits
@@ -88,6 +89,10 @@ class Retrieval(Task):
         self.ignore_identical_ids = ignore_identical_ids
         self.bm25 = bm25
         self.batch_tokens = batch_tokens
+
+    def check_data(self) -> None:
+        for split in self.splits:
+            self.data.load(split)
 
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
         encoder = model.encoder if isinstance(model, Objective) else model

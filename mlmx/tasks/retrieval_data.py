@@ -13,7 +13,7 @@ from typing import Any
 from mlmx.build import NonNegative, Positive
 from mlmx.data.corpora.records import field_of, json_object
 from mlmx.data.text_files import read_lines
-from mlmx.errors import Problem, UserError, nearest, user_error
+from mlmx.errors import Problem, UserError, first_problems, nearest, user_error
 from mlmx.tasks.table_files import read_records
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,6 @@ Rows = Iterable[tuple[str, Mapping[str, Any]]]
 """Where a record stands, and its fields."""
 
 _ENDINGS = ("", ".gz", ".bz2", ".xz", ".zst")
-_TOLD = 5  # of many equal mistakes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +113,7 @@ class BeirData(RetrievalData):
     def load(self, split: str) -> Collection:
         documents, queries = self._documents, self._queries
         judged = _judgements(self.judgement_rows(split), documents, queries)
+        _check_relevance(judged, split)
         return Collection(
             documents=list(documents.values()),
             document_ids=list(documents),
@@ -132,7 +132,10 @@ class BeirData(RetrievalData):
 
     @cached_property
     def _queries(self) -> dict[str, str]:
-        return _texts(self.query_rows(), titled=False)
+        queries = _texts(self.query_rows(), titled=False)
+        if empty := sum(not text for text in queries.values()):
+            log.warning("%d of %d queries have no text", empty, len(queries))
+        return queries
 
 
 class RetrievalFiles(BeirData):
@@ -240,7 +243,7 @@ def _texts(rows: Rows, *, titled: bool) -> dict[str, str]:
 def _id_of(record: Mapping[str, Any], column: str, where: str) -> str:
     # Tables of the hub may hold numbers.
     value = record.get(column)
-    name = str(value) if isinstance(value, int) else field_of(record, column, where)
+    name = str(value) if isinstance(value, int) and not isinstance(value, bool) else field_of(record, column, where)
     if not name or name.split() != [name]:
         raise user_error(where, f"{column} is {name!r}; an id without white space is needed, as run files hold it.")
     return name
@@ -257,13 +260,19 @@ def _judgements(rows: Rows, documents: Mapping[str, str], queries: Mapping[str, 
                 problems.append(Problem(where, f"there is no {what} {name!r}."))
         if judged.setdefault(query, {}).setdefault(document, grade) != grade:
             problems.append(Problem(where, f"document {document!r} has another score for query {query!r} in a line before."))
-    if len(problems) > _TOLD:
-        problems = [*problems[:_TOLD], Problem(problems[_TOLD].where, f"and so on: {len(problems)} mistakes in all.")]
     if problems:
-        raise UserError(problems)
-    if not judged:
-        raise user_error("task data", "there are no judgements.")
+        raise UserError(first_problems(problems))
     return judged
+
+
+def _check_relevance(judged: Mapping[str, Mapping[str, int]], split: str) -> None:
+    if not judged:
+        raise user_error("task data", f"split {split!r} has no judgements.")
+    irrelevant = sum(all(grade <= 0 for grade in grades.values()) for grades in judged.values())
+    if irrelevant == len(judged):
+        raise user_error("task data", f"no query of split {split!r} has a relevant document.")
+    if irrelevant:
+        log.warning("%d of %d queries of split %s have no relevant document", irrelevant, len(judged), split)
 
 
 def _grade(record: Mapping[str, Any], where: str) -> int:

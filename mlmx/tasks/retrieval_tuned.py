@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -22,8 +21,6 @@ from mlmx.tasks.bm25 import BM25
 from mlmx.tasks.retrieval import Retrieval
 from mlmx.tasks.retrieval_data import Collection, RetrievalData
 from mlmx.tasks.texts import text_rows
-
-log = logging.getLogger(__name__)
 
 
 class TunedRetrieval(Retrieval):
@@ -107,6 +104,10 @@ class TunedRetrieval(Retrieval):
         self.skipped_negatives = skipped_negatives
         self.chunk_tokens = chunk_tokens
 
+    def check_data(self) -> None:
+        self.data.load(self.train_split)
+        super().check_data()
+
     def objective(self, encoder: Encoder) -> Objective:
         return BiEncoder(
             encoder,
@@ -123,12 +124,8 @@ class TunedRetrieval(Retrieval):
             [number[document] for document, grade in collection.judged[query].items() if grade > 0]
             for query in collection.query_ids
         ]
-        if unanswered := sum(not documents for documents in relevant):
-            log.warning("%s: %d of %d training queries have no relevant document", self.name, unanswered, len(relevant))
         negatives = self._hard_negatives(encoder, collection, relevant)
         pairs = [(query, document) for query, documents in enumerate(relevant) for document in documents]
-        if not pairs:
-            raise user_error(f"task.{self.name}.data", f"no query of split {self.train_split!r} has a relevant document.")
         examples = np.array([[query, document, *negatives[query]] for query, document in pairs], np.int64)
         # Only documents of examples are tokenised. Texts are numbered through, queries first.
         used, places = np.unique(examples[:, 1:], return_inverse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Literal
 
 from mlmx.build import NonNegative, Positive
 from mlmx.data import microworld
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,12 @@ class Judged:
     id: str
     texts: tuple[str, ...]
     gold: str | float | None
+
+
+def tell_blank(examples: Sequence[Judged], source: str) -> None:
+    """Say how many examples have a text in which there is nothing; they are judged like the others."""
+    if blank := [example.id for example in examples if not all(text.strip() for text in example.texts)]:
+        log.warning("%s: %d examples have an empty text, the first is %s", source, len(blank), blank[0])
 
 
 class SentenceData(ABC):

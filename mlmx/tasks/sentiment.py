@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mlmx.build import Positive, PositiveFloat
 from mlmx.data.rows import RowDataset
-from mlmx.errors import nearest, user_error
+from mlmx.errors import Problem, UserError, first_problems, nearest, user_error
 from mlmx.keyed import fold, stream, uniform
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective
@@ -23,7 +23,7 @@ from mlmx.tasks.confusion import write_confusion
 from mlmx.tasks.embedding import Embedding
 from mlmx.tasks.metrics import CLASS_METRICS
 from mlmx.tasks.social_text import Step, normalise
-from mlmx.tasks.task import Evaluation, Score, Task
+from mlmx.tasks.task import Evaluation, Score, Task, check_splits
 from mlmx.tasks.texts import text_rows
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 class Sentiment(Task):
     """Sequence classification by fine-tuning: accuracy, macro and weighted F1.
 
-    The labels are those of the training split. F1 is averaged over the labels that occur in the judged split; an example whose
-    label never occurs in training can only be wrong, and is reported.
+    The labels are those of the training split; a judged example with another one is an error. F1 is averaged over the labels that
+    occur in the judged split.
 
     Args:
         name: the task's name.
@@ -61,10 +61,8 @@ class Sentiment(Task):
         max_length: Positive,
         batch_tokens: Positive,
     ) -> None:
-        missing = [split for split in ("train", *splits) if data.splits is not None and split not in data.splits]
-        if missing:
-            message = f"there are no data of the split {missing[0]!r}, only of {', '.join(data.splits or ())}."
-            raise user_error(f"task.{name}.data", message, nearest(missing[0], data.splits or ()))
+        check_splits(splits, data.splits, where=f"task.{name}.splits")
+        check_splits(("train",), data.splits, where=f"task.{name}.data")
         self.name = name
         self.data = data
         self.splits = splits
@@ -75,6 +73,12 @@ class Sentiment(Task):
         self.max_length = max_length
         self.embedding = Embedding(layer="last", pooling=pooling, normalize=False, max_length=max_length)
         self.batch_tokens = batch_tokens
+
+    def check_data(self) -> None:
+        self._check_shots()
+        self._weights()
+        for split in self.splits:
+            self._judged_examples(split)
 
     def objective(self, encoder: Encoder) -> Objective:
         return SequenceClassification(encoder, labels=self.labels, pooling=self.pooling, class_weights=self._weights())
@@ -87,14 +91,14 @@ class Sentiment(Task):
         scores: list[Score] = []
         predictions: list[dict[str, Any]] = []
         for split in self.splits:
-            examples = self.data.load(split)
+            examples = self._judged_examples(split)
             rows = self._rows(model.encoder, examples, split)
             predicted = [self.labels[i] for i in predict(model, rows, batch_tokens=self.batch_tokens).argmax(axis=1)]
             gold = [example.label for example in examples]
             trivial = [self._most_frequent] * len(gold)
             scores += classification_scores(gold, predicted, trivial, task=self.name, split=split)
             if self.folder is not None:
-                write_confusion(self.folder, split, gold, predicted)
+                write_confusion(self.folder, split, gold, predicted, self.labels)
             predictions += [
                 {"id": example.id, "split": split, "label": example.label, "prediction": label, "texts": [example.text]}
                 for example, label in zip(examples, predicted, strict=True)
@@ -117,29 +121,47 @@ class Sentiment(Task):
     def _training_examples(self) -> Sequence[Labelled]:
         return self.data.load("train")
 
+    def _judged_examples(self, split: str) -> Sequence[Labelled]:
+        examples = self.data.load(split)
+        unknown = [example for example in examples if example.label not in self.labels]
+        if unknown:
+            raise UserError(first_problems([self._unknown_label(example) for example in unknown]))
+        if absent := sorted(set(self.labels) - {example.label for example in examples}):
+            log.warning("%s: no example of split %s has the label %s", self.name, split, ", ".join(map(repr, absent)))
+        return examples
+
+    def _unknown_label(self, example: Labelled) -> Problem:
+        message = f"the label {example.label!r} never occurs in the training split; there are {', '.join(map(repr, self.labels))}."
+        return Problem(example.where, message, nearest(example.label, self.labels))
+
     @property
     def _most_frequent(self) -> str:
         ((label, _),) = Counter(example.label for example in self._training_examples).most_common(1)
         return label
 
     def _chosen_examples(self) -> Sequence[Labelled]:
-        """Return the training examples, or ``shots`` of each label, chosen by the run's seed, in the order of the data.
-
-        Raises:
-            UserError: if a label has fewer.
-        """
+        """Return the training examples, or ``shots`` of each label, chosen by the run's seed, in the order of the data."""
         if self.shots is None:
             return self._training_examples
+        self._check_shots()
         assert self.run_seed is not None, "a stage that fine-tunes has a seed"
         keys = fold(np.full(len(self._training_examples), self.run_seed, np.int64), stream("few shots"))
         draws = uniform(fold(keys, np.arange(len(keys), dtype=np.int64)))
         chosen: list[int] = []
         for label in self.labels:
             examples = [i for i, example in enumerate(self._training_examples) if example.label == label]
-            if len(examples) < self.shots:
-                raise user_error(f"task.{self.name}.shots", f"{label!r} has only {len(examples)} training examples.")
             chosen += sorted(examples, key=lambda i: draws[i])[: self.shots]
         return [self._training_examples[i] for i in sorted(chosen)]
+
+    def _check_shots(self) -> None:
+        counts = Counter(example.label for example in self._training_examples)
+        problems = [
+            Problem(f"task.{self.name}.shots", f"{self.shots} are asked for, and {label!r} has {counts[label]} training examples.")
+            for label in self.labels
+            if self.shots is not None and counts[label] < self.shots
+        ]
+        if problems:
+            raise UserError(problems)
 
     def _weights(self) -> NDArray[np.float32] | None:
         """Return the (C,) class weights, of mean 1 over the training examples.
@@ -165,11 +187,7 @@ class Sentiment(Task):
 
     def _rows(self, encoder: Encoder, examples: Sequence[Labelled], split: str) -> RowDataset:
         index = {label: i for i, label in enumerate(self.labels)}
-        unseen = Counter(example.label for example in examples if example.label not in index)
-        if unseen:
-            log.warning("%s: labels of split %s that never occur in training: %s", self.name, split, dict(unseen))
-        # Rows to judge need a label to be packed; that of an unseen one is never read.
-        labels = np.array([index.get(example.label, 0) for example in examples], np.int64)
+        labels = np.array([index[example.label] for example in examples], np.int64)
         texts = [normalise(example.text, self.normalization) for example in examples]
         what = f"texts of split {split}"
         return text_rows(encoder, texts, max_length=self.max_length, task=self.name, what=what, labels=labels)

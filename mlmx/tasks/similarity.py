@@ -54,6 +54,9 @@ class Similarity(Task):
         )
         self.batch_tokens = batch_tokens
 
+    def check_data(self) -> None:
+        self.data.load()
+
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
         encoder = model.encoder if isinstance(model, Objective) else model
         embedding = self.embedding.resolved(encoder, task=self.name)

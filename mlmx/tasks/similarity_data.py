@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from mlmx.data.text_files import read_lines
-from mlmx.errors import nearest, user_error
+from mlmx.errors import user_error
 from mlmx.tasks.glue_data import as_score
-from mlmx.tasks.sentence_data import Judged, SentenceData
+from mlmx.tasks.sentence_data import Judged, SentenceData, tell_blank
 from mlmx.tasks.table_files import check_columns, read_tsv
+from mlmx.tasks.task import check_splits
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +51,7 @@ class ScoredPairs(SimilarityData):
     def __init__(self, *, pairs: SentenceData, splits: tuple[str, ...]) -> None:
         if pairs.labels is not None:
             raise user_error("task data.pairs", f"have labels ({', '.join(pairs.labels)}); scores are needed.")
-        for split in splits:
-            if split not in pairs.splits:
-                message = f"no split {split!r}; there are {', '.join(pairs.splits)}."
-                raise user_error("task data.splits", message, nearest(split, pairs.splits))
+        check_splits(splits, pairs.splits, where="task data.splits")
         self.pairs = pairs
         self.splits = splits
 
@@ -80,11 +78,19 @@ class SentEvalFiles(SimilarityData):
     def __init__(
         self, *, folder: Path, sets: tuple[Literal["STS12", "STS13", "STS14", "STS15", "STS16", "STS-B", "SICK-R"], ...]
     ) -> None:
+        check_splits(sets, None, where="task data.sets")
         self.folder = folder
         self.sets = sets
 
     def load(self) -> Mapping[str, Sequence[Judged]]:
-        return {name: list(self._pairs(name)) for name in self.sets}
+        return {name: self._set(name) for name in self.sets}
+
+    def _set(self, name: str) -> Sequence[Judged]:
+        pairs = list(self._pairs(name))
+        if not pairs:
+            raise user_error("task data.folder", f"there is no pair of {name} in {self.folder}.")
+        tell_blank(pairs, name)
+        return pairs
 
     def _pairs(self, name: str) -> Iterator[Judged]:
         if name == "STS-B":
@@ -133,7 +139,11 @@ def _benchmark(path: Path) -> Iterator[Judged]:
 
 def _sick(path: Path) -> Iterator[Judged]:
     columns = ("pair_ID", "sentence_A", "sentence_B", "relatedness_score")
+    names: set[str] = set()
     for where, record in read_tsv(path):
         check_columns(columns, list(record), where)
         name, first, second, score = (record[column] for column in columns)
+        if name in names:
+            raise user_error(where, f"a second pair {name!r}.")
+        names.add(name)
         yield Judged(name, (first, second), as_score(score, where))

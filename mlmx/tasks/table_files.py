@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mlmx.data.corpora.records import json_object
+from mlmx.data.corpora.records import check_characters, json_object
 from mlmx.data.text_files import format_of, read_lines
 from mlmx.errors import Problem, UserError, nearest, user_error
 
@@ -18,7 +18,7 @@ def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Reco
     """Yield ``file:line`` and the named columns of every record of a JSONL, TSV or CSV file.
 
     TSV and CSV have a header line. A TSV field is taken as it is (quotes mean nothing); CSV follows the rules of the ``csv``
-    module. Numbers and booleans of JSONL become text; null becomes "".
+    module. Numbers and booleans of JSONL become text; null becomes "", and so does NaN, which pandas writes for it.
 
     Raises:
         UserError: if the format is unknown or a column is missing; the message names the columns there are.
@@ -79,16 +79,20 @@ def _filled_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def check_columns(columns: Sequence[str], available: Sequence[str], where: str) -> None:
-    """Check that a record has columns.
+    """Check that a record has columns, each of them once.
 
     Raises:
-        UserError: naming every column that it has not.
+        UserError: naming every column that it has not, or has twice.
     """
-    problems = [
-        Problem(where, f"no column {column!r}; there are {', '.join(map(repr, available))}.", nearest(column, available))
-        for column in columns
-        if column not in available
-    ]
+    told = ", ".join(map(repr, available)) + "."
+    if len(available) == 1 and any(mark in available[0] for mark in ",;\t"):
+        told += " Are the columns separated by something else?"
+    problems = []
+    for column in columns:
+        if column not in available:
+            problems.append(Problem(where, f"no column {column!r}; there are {told}", nearest(column, available)))
+        elif list(available).count(column) > 1:
+            problems.append(Problem(where, f"several columns are called {column!r}."))
     if problems:
         raise UserError(problems)
 
@@ -97,13 +101,17 @@ def _jsonl_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Re
     for where, line in _filled_lines(path):
         value = json_object(where, line)
         check_columns(columns, list(value), where)
-        yield where, {column: _text(value[column]) for column in columns}
+        yield where, {column: _text(value[column], column, where) for column in columns}
 
 
-def _text(value: object) -> str:
-    if value is None:
+def _text(value: object, column: str, where: str) -> str:
+    if isinstance(value, str):
+        return check_characters(value, column, where)
+    if value is None or value != value:  # only NaN differs from itself
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | dict):
+        raise user_error(where, f"column {column!r} holds a {type(value).__name__}; a text, a number or a boolean is needed.")
+    return json.dumps(value)
 
 
 def _table_records(path: Path, columns: Sequence[str], kind: str) -> Iterator[tuple[str, Record]]:

@@ -24,6 +24,9 @@ from mlmx.tasks.token_classification import TokenClassification, predict_words
 
 log = logging.getLogger(__name__)
 
+UNSPECIFIED = "_"
+"""Stands in CoNLL-U where nothing is said."""
+
 Layer = Literal["pos", "entity", "language"]
 
 
@@ -74,10 +77,17 @@ class Tagging(Task):
         self.max_length = max_length
         self.batch_tokens = batch_tokens
 
+    def check_data(self) -> None:
+        self._check_tags()
+        for split in self.corpora:
+            if split != "train":
+                self._sentences(split)
+
     def objective(self, encoder: Encoder) -> Objective:
         return TokenClassification(encoder, labels=self.labels)
 
     def training_rows(self, encoder: Encoder) -> RowDataset:
+        self._check_tags()
         return self._rows(encoder, self._training_sentences, "train")
 
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
@@ -99,6 +109,11 @@ class Tagging(Task):
         """The tags of the training sentences, sorted; a class is an index into them."""
         return tuple(sorted({tag for sentence in self._training_sentences for tag in sentence.tags}))
 
+    def _check_tags(self) -> None:
+        if len(self.labels) < 2:
+            message = f"the training sentences hold only the tag {self.labels[0]!r}; two at least are needed."
+            raise user_error(f"task.{self.name}.corpora.train", message)
+
     @cached_property
     def _training_sentences(self) -> list[Tagged]:
         return self._sentences("train")
@@ -111,6 +126,8 @@ class Tagging(Task):
             for segment in example.segments:
                 if segment.words is None or self.layer not in segment.tags:
                     raise user_error(where, f"{example.where} has no gold tags of layer {self.layer!r}.")
+                if self.layer == "pos" and UNSPECIFIED in segment.tags["pos"]:
+                    raise user_error(where, f"{example.where} has words without a part of speech ({UNSPECIFIED!r}).")
                 words = [segment.text[start:end] for start, end in segment.words]
                 sentences.append(Tagged(example.where, segment.text, words, segment.tags[self.layer]))
         for reason, number in corpus.skipped.items():
@@ -129,6 +146,9 @@ class Tagging(Task):
                 "%s: tags of split %s that never occur in training, so that they count as wrong: %s; first in the sentence at %s"
             )
             log.warning(message, self.name, split, dict(unseen), first)
+        there = {tag for sentence in sentences for tag in sentence.tags}
+        if absent := [label for label in self.labels if label not in there]:
+            log.warning("%s: tags of training that do not occur in split %s: %s", self.name, split, ", ".join(absent))
         labels = [[index.get(tag, IGNORED) for tag in sentence.tags] for sentence in sentences]
         words = [sentence.words for sentence in sentences]
         rows = WordRows(words, encoder.tokenizer, encoder.vocabulary, self.max_length, labels)

@@ -6,9 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mlmx.data.rows import RowDataset
+from mlmx.errors import nearest, user_error
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective
 from mlmx.tasks.embedding import Embedding
@@ -98,6 +100,26 @@ def ratio_scores(records: Sequence[Mapping[str, Any]], *, task: str, lower_is_be
     ]
 
 
+def check_splits(splits: Sequence[str], available: Sequence[str] | None, *, where: str) -> None:
+    """Check the names of the splits to judge.
+
+    Args:
+        splits: their names.
+        available: those there are; None where only the data tell.
+        where: the setting that names them.
+
+    Raises:
+        UserError: if none is named, one twice, or one that there is not.
+    """
+    if not splits:
+        raise user_error(where, "names no split to judge.")
+    for i, split in enumerate(splits):
+        if split in splits[:i]:
+            raise user_error(where, f"names {split!r} twice.")
+        if available is not None and split not in available:
+            raise user_error(where, f"no split {split!r}; there are {', '.join(available)}.", nearest(split, available))
+
+
 class Task(ABC):
     """Something to judge an encoder by. Settings are keyword-only parameters of the constructor; ``name`` comes first.
 
@@ -106,12 +128,15 @@ class Task(ABC):
         folder: the directory of the stage that carries it out, for files beside its scores (a submission, a run, an index); None
             where no stage does, and in all processes but the main one.
         embedding: how it makes vectors of texts; None where it makes none.
+        data_of: setting that names another task of the run -> the folder of what that task's evaluation left in ``data/``; of those
+            that the task's YAML lists in ``_tasks_``, while it is fine-tuned, or judged if nothing is.
         run_seed: the seed of the run, while it is fine-tuned, for choosing what to train on; None where nothing is.
     """
 
     name: str
     folder: Path | None = None
     embedding: Embedding | None = None
+    data_of: Mapping[str, Path] = MappingProxyType({})
     run_seed: int | None = None
 
     def objective(self, encoder: Encoder) -> Objective | None:
@@ -121,6 +146,13 @@ class Task(ABC):
     def training_rows(self, encoder: Encoder) -> RowDataset:
         """Return the labelled rows to fine-tune on."""
         raise NotImplementedError(f"{self.name} has no training data")
+
+    def check_data(self) -> None:  # noqa: B027 - made-up data have no mistakes
+        """Read what the task trains on and judges by, so that mistakes in it are told before time is spent; keep none of it.
+
+        Raises:
+            UserError: if something is wrong with it.
+        """
 
     @abstractmethod
     def evaluate(self, model: Encoder | Objective) -> Evaluation:

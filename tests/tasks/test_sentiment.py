@@ -132,16 +132,17 @@ def test_macro_f1_by_hand_goes_over_the_labels_of_the_gold():
     assert trivial == pytest.approx({"macro_f1": 2 / 5, "weighted_f1": 8 / 15, "accuracy": 2 / 3})
 
 
-def test_a_label_that_never_occurs_in_training_is_reported_and_wrong(tmp_path, make_encoder, caplog):
+def test_labels_that_never_occur_in_training_are_named_and_those_that_do_not_occur_in_a_split_told(tmp_path, caplog):
     files = {
         "train": write(tmp_path / "train.jsonl.gz", rows("", "PNPN")),
         "test": write(tmp_path / "test.jsonl.gz", rows("", "PUU")),
     }
-    sentiment = task(files)
+    with pytest.raises(UserError, match=r"test\.jsonl\.gz:2: the label 'U' never occurs in the training split; there are 'N', 'P'"):
+        task(files).check_data()
+    files["test"] = write(tmp_path / "other.jsonl.gz", rows("", "PP"))
     with caplog.at_level(logging.WARNING):
-        evaluation = sentiment.evaluate(sentiment.objective(make_encoder(WORDS)))
-    assert "labels of split test that never occur in training: {'U': 2}" in caplog.text
-    assert {score.metric: score.value for score in evaluation.scores}["accuracy"] <= 1 / 3
+        task(files).check_data()
+    assert "no example of split test has the label 'N'" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_missing_splits_and_lonely_labels(one_file, tmp_path, make_encoder):
     with pytest.raises(UserError, match=r"no labelled line of split 'valid'; its splits are \{'train': 6, 'test': 4, 'dev': 1\}"):
         task(one_file).data.load("valid")
     files = {"train": write(tmp_path / "one.jsonl.gz", rows("", "PP"))}
-    with pytest.raises(UserError, match=r"task\.sentiment\.data: there are no data of the split 'test', only of train\."):
+    with pytest.raises(UserError, match=r"task\.sentiment\.splits: no split 'test'; there are train\."):
         task(files)
     files["test"] = files["train"]
     with pytest.raises(UserError, match="holds only the label 'P'; two are needed"):
@@ -203,7 +204,7 @@ def test_few_shots_are_chosen_by_the_seed(tmp_path, make_encoder):
 
     assert sorted(chosen(0)[0]) == [0] * 5 + [1] * 5
     assert chosen(0) == chosen(0) != chosen(1)
-    with pytest.raises(UserError, match=r"task\.sentiment\.shots: 'N' has only 20 training examples"):
+    with pytest.raises(UserError, match=r"task\.sentiment\.shots: 21 are asked for, and 'N' has 20 training examples"):
         chosen(0, shots=21)
 
 
@@ -252,7 +253,7 @@ def test_confusions_are_written_and_drawn(one_file, tmp_path, make_encoder):
 
 def test_the_table_of_classes_is_sklearns(tmp_path):
     gold, predicted = list("aaabbc"), list("aabbcc")
-    write_confusion(tmp_path, "dev", gold, predicted)
+    write_confusion(tmp_path, "dev", gold, predicted, sorted({*gold, *predicted}))
     header, *lines = (line.split("\t") for line in (tmp_path / "tables" / "per_class_dev.tsv").read_text().splitlines())
     expected = classification_report(gold, predicted, output_dict=True)
     assert header == ["label", "precision", "recall", "f1", "examples"]

@@ -7,6 +7,7 @@ from typing import Literal
 from mlmx.build import NonNegative
 from mlmx.data.corpora.sentences import Block, Sentence, SentenceCorpus, columns_of
 from mlmx.data.entity_schemes import Scheme
+from mlmx.errors import user_error
 
 
 class ConllCorpus(SentenceCorpus):
@@ -51,9 +52,13 @@ class ConllCorpus(SentenceCorpus):
         needed = [("token_column", self.token_column), *((f"{layer}_column", column) for layer, column in self.tag_columns.items())]
         lines = [item for item in block if self.comment is None or not item[1].startswith(self.comment)]
         rows = [(where, columns_of(where, line, lambda text: text.split(self.separator), needed)) for where, line in lines]
-        rows = [(where, row) for where, row in rows if row[self.token_column].strip()]
         if not rows:
             return None
+        for where, row in rows:
+            if len(row) != len(rows[0][1]):
+                raise user_error(where, f"has {len(row)} columns, but the first line of its sentence {len(rows[0][1])}.")
+            if empty := [setting for setting, column in needed if not row[column].strip()]:
+                raise user_error(where, f"{empty[0]} holds nothing.")
         return Sentence(
             where=block[0][0],
             places=[where for where, _ in rows],

@@ -61,6 +61,7 @@ class ConllUCorpus(SentenceCorpus):
             features = dict(item.partition("=")[::2] for item in misc.split("|"))
             is_token = "-" in number
             if is_token or int(number) > covered_until:
+                _check_words_of_token(sentence)
                 sentence.words.append(form)
                 sentence.places.append(where)
                 sentence.spaces.append(features.get("SpaceAfter") != "No")
@@ -71,4 +72,10 @@ class ConllUCorpus(SentenceCorpus):
                 sentence.tags["pos"].append(upos)
                 for layer, (key, default) in self.keys.items():
                     sentence.tags[layer].append(features.get(key) or default)
+        _check_words_of_token(sentence)
         return sentence if sentence.words else None
+
+
+def _check_words_of_token(sentence: Sentence) -> None:
+    if len(sentence.tags["pos"]) < len(sentence.words):
+        raise user_error(sentence.places[-1], "the words that this token consists of do not follow.")

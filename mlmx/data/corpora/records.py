@@ -106,10 +106,18 @@ def field_of(record: Mapping[str, Any], column: Column, where: str) -> str | Non
             value = value[part]
     if value is not None and not isinstance(value, str):
         raise user_error(where, f"column {column!r} holds a {type(value).__name__}, not a text.")
-    if value is not None and _SURROGATE.search(value):
-        # JSON can spell half of a character (\ud83d); no tokenizer takes it.
+    return value if value is None else check_characters(value, column, where)
+
+
+def check_characters(text: str, column: Column, where: str) -> str:
+    r"""Return a text of a JSON file.
+
+    Raises:
+        UserError: if it holds half of a character, which JSON can spell (``\ud83d``) and no tokenizer takes.
+    """
+    if _SURROGATE.search(text):
         raise user_error(where, f"column {column!r} holds half of a surrogate pair, which is no character.")
-    return value
+    return text
 
 
 def read_tsv(path: Path, columns: Sequence[Column], header: bool) -> Iterator[Record]:
@@ -119,12 +127,18 @@ def read_tsv(path: Path, columns: Sequence[Column], header: bool) -> Iterator[Re
         path: the file.
         columns: names, where the file has a header, or indices from 0.
         header: whether the first line names the columns.
+
+    Raises:
+        UserError: for a line that lacks a column asked for, or has more fields than the first line of the file: one of its texts
+            has a tab in it, and would be read in part.
     """
     lines = read_lines(path)
     names: list[str] = []
+    most = 0
     if header:
         where, line = next(lines)
         names = [name.strip() for name in line.split("\t")]
+        most = len(names)
     indices = [_tsv_index(str(path), column, names, header) for column in columns]
     for where, line in lines:
         if not line.strip():
@@ -135,6 +149,9 @@ def read_tsv(path: Path, columns: Sequence[Column], header: bool) -> Iterator[Re
             column = columns[indices.index(max(indices))]
             message = f"has {len(fields)} columns, so that column {column!r} is missing."
             raise user_error(where, message)
+        most = most or len(fields)
+        if len(fields) > most:
+            raise user_error(where, f"has {len(fields)} fields, more than the {most} of the first line; is there a tab in a text?")
         yield where, tuple(fields[index] for index in indices)
 
 
