@@ -20,6 +20,8 @@ def reason_for(error: Exception, where: str | Path) -> str:
     if "trust_remote_code" in str(error):
         return "it brings code of its own, which runs only with trust_remote_code=true; read it first."
     folder = Path(where)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        return "it has no config.json."
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern)) if folder.is_dir() else []
     if pickles and not any(folder.glob("*.safetensors")):
         return f"its weights are a pickle ({pickles[0]}), which can run any code when it is read; save them as safetensors."

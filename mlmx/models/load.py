@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from mlmx.build import NonNegativeFloat, Positive
+from mlmx.data.batch import Batch
 from mlmx.errors import UserError, user_error
 from mlmx.loading import ONLY_SAFETENSORS, reason_for
 from mlmx.models.encoder import Encoder
@@ -141,10 +142,12 @@ def load_encoder(source: str | Path, *, revision: str | None = None, trust_remot
         trust_remote_code: run code that the repository brings along.
 
     Raises:
-        UserError: if there is nothing to load there, or weights are missing.
+        UserError: if there is nothing to load there, weights are missing, or it is a decoder.
     """
-    tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    if config.is_encoder_decoder:
+        raise user_error("model.source", f"{encoder_folder(source)} is a {config.model_type} with a decoder; mlmx takes encoders.")
+    tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     has_head_class = type(config) in AutoModelForMaskedLM._model_mapping or trust_remote_code
     loader = AutoModelForMaskedLM if has_head_class else AutoModel
     where = str(encoder_folder(source))
@@ -155,6 +158,9 @@ def load_encoder(source: str | Path, *, revision: str | None = None, trust_remot
     if missing_base:
         raise user_error("model.source", f"{where} lacks weights of the encoder: {', '.join(missing_base[:5])} ...")
     encoder = Encoder(model.base_model if missing else model, tokenizer)
+    if _is_causal(encoder):
+        message = f"{where} is a {config.model_type}, whose tokens see only those before them; mlmx takes encoders."
+        raise user_error("model.source", message)
     encoder.sentence = read_sentence_model(where, revision, tokenizer.model_max_length)
     return encoder
 
@@ -170,6 +176,8 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_rem
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise _not_loadable(where, revision, error) from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what Transformers makes up where there is none
+        raise user_error("model.source", f"{where} has no tokenizer.")
     if not tokenizer.is_fast:
         raise user_error("model.source", f"the tokenizer of {where} has no fast version, which knows the words of its tokens.")
     return tokenizer
@@ -195,10 +203,25 @@ def _load(loader: Any, where: str, **settings: Any) -> tuple[PreTrainedModel, di
     return model, report
 
 
+@torch.no_grad()
+def _is_causal(encoder: Encoder) -> bool:
+    # Whether the first of two tokens is blind to the second one: tried, since no config says it.
+    ids = torch.from_numpy(encoder.vocabulary.ordinary_ids[:2])
+    tensors = {"position_ids": torch.arange(2), "cu_seqlens": torch.tensor([0, 2], dtype=torch.int32)}
+    training = encoder.training
+    encoder.eval()
+    states = [
+        encoder(Batch(tensors={**tensors, "input_ids": row}, counts={}, keys=torch.zeros(1, dtype=torch.int64), max_seqlen=2))[0]
+        for row in (ids[[0, 0]], ids[[0, -1]])
+    ]
+    encoder.train(training)
+    return len(ids) > 1 and torch.equal(*states)
+
+
 def _is_pooler(key: str) -> bool:
     return "pooler." in key
 
 
 def _not_loadable(where: str, revision: str | None, error: Exception) -> UserError:
-    at = f" at revision {revision}" if revision else ""
+    at = f" at revision {revision}" if revision and not Path(where).exists() else ""
     return user_error("model.source", f"{where!r}{at} cannot be loaded: {reason_for(error, where)}")
