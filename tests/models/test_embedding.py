@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mlmx.models.embedding import add_gradients_by_row
 
@@ -46,6 +47,93 @@ def test_the_gradient_is_that_of_autograd(backward, head, padding_idx):
     expected = gradient_of(plain, backward)
     torch.testing.assert_close(gradient_of(ours, backward), expected, rtol=1e-12, atol=1e-14)
     assert expected.abs().sum() > 0
+
+
+def accumulated(model):
+    model(IDS).backward()
+    return model.embedding.weight.grad
+
+
+def asked_for(model):
+    gradient = torch.autograd.grad(model(IDS), model.embedding.weight)[0]
+    assert model.embedding.weight.grad is None
+    return gradient
+
+
+def asked_for_beside_another(model):
+    model(IDS).backward(inputs=[model.embedding.weight])
+    return model.embedding.weight.grad
+
+
+def of_its_own_norm(model):
+    gradient = torch.autograd.grad(model(IDS), model.embedding.weight, create_graph=True)[0]
+    gradient.square().sum().backward()
+    return model.embedding.weight.grad
+
+
+def hooked(model):
+    model.embedding.weight.register_hook(lambda gradient: gradient.square())
+    return accumulated(model)
+
+
+def hooked_afterwards(model):
+    seen = []
+    model.embedding.weight.register_post_accumulate_grad_hook(lambda weight: seen.append(weight.grad.clone()))
+    accumulated(model)
+    return seen[-1]
+
+
+def copied(model):
+    return accumulated(copy.deepcopy(model))
+
+
+def recomputed(model):
+    checkpoint(model, IDS, use_reentrant=False).backward()
+    return model.embedding.weight.grad
+
+
+def in_two_passes_over_one_graph(model):
+    loss = model(IDS)
+    loss.backward(retain_graph=True)
+    loss.backward()
+    return model.embedding.weight.grad
+
+
+def read_between(model):
+    before = accumulated(model).clone()
+    model.zero_grad()
+    return before + 3 * accumulated(model)
+
+
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        asked_for,
+        asked_for_beside_another,
+        of_its_own_norm,
+        hooked,
+        hooked_afterwards,
+        copied,
+        recomputed,
+        in_two_passes_over_one_graph,
+        read_between,
+    ],
+)
+def test_whoever_asks_for_the_gradient_is_given_all_of_it(gradient, head):
+    plain = Tied(head=head)
+    ours = copy.deepcopy(plain)
+    assert add_gradients_by_row(ours.embedding)
+    expected = gradient(plain)
+    torch.testing.assert_close(gradient(ours), expected, rtol=1e-12, atol=1e-14)
+    assert expected.abs().sum() > 0
+
+
+def test_what_is_frozen_has_no_gradient():
+    model = Tied()
+    assert add_gradients_by_row(model.embedding)
+    model.embedding.weight.requires_grad_(False)
+    assert not model.embedding(IDS).requires_grad
 
 
 def test_no_gradient_is_kept_of_what_went_wrong():
