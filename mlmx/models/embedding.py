@@ -19,8 +19,10 @@ def add_gradients_by_row(embedding: nn.Module) -> bool:
 
     Autograd writes a gradient of all V rows, nearly all of them zero, and adds it to the one of the head that shares the weights:
     with 250,000 entries a quarter of a step on a CPU. The gradient is the same, up to the order in which the rows of one token are
-    added. It is for CPUs: a GPU has the bandwidth, and adds rows in an order that changes from run to run. Who asks for the gradient
-    otherwise (``torch.autograd.grad``, a hook of the weight, a gradient of the gradient) is given autograd's.
+    added. It is for CPUs: a GPU has the bandwidth, and adds rows in an order that changes from run to run.
+
+    Who asks for the gradient otherwise (``torch.autograd.grad``, a hook of the weight, a gradient of the gradient) is given
+    autograd's.
 
     Args:
         embedding: of words, on a CPU, its weight not divided among processes.
