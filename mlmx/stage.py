@@ -232,6 +232,16 @@ class StageDir:
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"its record cannot be read ({type(error).__name__}: {error})"
 
+    def sha256(self) -> dict[str, str]:
+        """Return the SHA-256 of each file that the finished stage made, as its manifest says; empty if it has none."""
+        files = (_read_json(self.manifest_path) or {}).get("files", {})
+        return {name: written["sha256"] for name, written in files.items()}
+
+    def parents(self) -> dict[str, StageDir]:
+        """Return role -> the directory of each parent."""
+        found = {role: self.parent(role) for role in self.config()["parents"]}
+        return {role: parent for role, parent in found.items() if parent is not None}
+
     def parent(self, role: str) -> StageDir | None:
         """Return the directory of the parent in a role, or None if the stage has no such parent.
 

@@ -65,7 +65,7 @@ def by_batch(
         compute: (S,) rows of a batch -> an array of any shape; runs without gradients.
         batch_tokens: most tokens per batch; a longer row runs alone.
         what: what is being done, for the progress bar.
-        settings: what a result depends on beside the tokens of its rows and the model.
+        settings: what a result depends on beside its rows, whose labels do not count, and the model.
     """
     processes = current()
     batches = batches_by_length(rows.lengths, batch_tokens)
@@ -106,7 +106,8 @@ def _found(keys: list[str], processes: ProcessGroup) -> dict[int, NDArray[Any]]:
 def _key(rows: RowDataset, how: str, indices: NDArray[np.int64]) -> str:
     taken = rows.take(indices)
     content = hashlib.sha256(how.encode())
-    for array in (taken.input_ids, taken.cu_seqlens, taken.row_ids):
+    parts = (taken.input_ids, taken.cu_seqlens, taken.row_ids, taken.words, taken.segments, taken.languages)
+    for array in (*parts, *taken.tags.values()):
         content.update(np.ascontiguousarray(array).tobytes())
     return content.hexdigest()[:32]
 

@@ -118,7 +118,7 @@ def evaluate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
     else:
         judged = _encoder(stage, spec).to(processes.device).eval()
     # Whoever is killed in the midst of it goes on with the next batch.
-    identity = canonical_json([stage.config()["fingerprint"], spec, processes.device.type])
+    identity = origin_of_results(stage, processes.device.type)
     with results_saved(stage.path / "results", identity) if processes.is_main else nullcontext():
         evaluation = task.evaluate(judged)
         # All processes do this, each for itself: none waits for another longer than a collective operation may take.
@@ -130,6 +130,15 @@ def evaluate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
             stage.write_contamination(result.found)
         tracker.log_attachments(stage.path)
     return {"scores": [score.to_json() for score in result.evaluation.scores], "contamination": contamination}
+
+
+def origin_of_results(stage: StageDir, device: str) -> str:
+    """Return all that the results of an evaluation come from, as text: what was judged by the content of its files too.
+
+    What is made anew, by other code or another number of processes, may differ and has the same fingerprint.
+    """
+    judged = {role: parent.sha256() for role, parent in stage.parents().items()}
+    return canonical_json([stage.config()["fingerprint"], stage.config()["spec"], judged, device])
 
 
 WORK: Mapping[str, Callable[[StageDir, Spec, ProcessGroup, Tracker], Result]] = {

@@ -10,6 +10,8 @@ import pytest
 from mlmx.data import arrays
 from mlmx.data.rows import RowDataset
 from mlmx.models.inference import batches_by_length, by_batch, results_saved
+from mlmx.stage import StageDir
+from mlmx.training.worker import origin_of_results
 from tests.masking.synthetic_rows import make_rows, random_sizes
 
 SIZES = random_sizes(40, 1, 6)
@@ -21,9 +23,9 @@ class Killed(BaseException):
 
 
 class Rows(RowDataset):
-    def __init__(self, number: int = 40, shift: int = 0):
+    def __init__(self, number: int = 40, shift: int = 0, one_word: bool = False):
         self.sizes = SIZES[:number]
-        self.shift = shift
+        self.shift, self.one_word = shift, one_word
         self.lengths = np.diff(make_rows(self.sizes).cu_seqlens).astype(np.int32)
         self.num_truncated = {}
 
@@ -31,6 +33,8 @@ class Rows(RowDataset):
         rows = make_rows([self.sizes[i] for i in indices.tolist()])
         rows.input_ids[:] += self.shift
         rows.row_ids[:] = indices
+        if self.one_word:
+            rows.words[rows.words >= 0] = 0
         return rows
 
 
@@ -92,8 +96,8 @@ def test_killed_again_and_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("rows", "settings", "identity"),
-    [(Rows(shift=1), (), "x"), (Rows(), ("mean",), "x"), (Rows(), (), "another encoder")],
-    ids=["tokens", "settings", "identity"],
+    [(Rows(shift=1), (), "x"), (Rows(one_word=True), (), "x"), (Rows(), ("mean",), "x"), (Rows(), (), "another encoder")],
+    ids=["tokens", "words", "settings", "identity"],
 )
 def test_results_of_anything_else_are_not_taken(tmp_path, rows, settings, identity):
     killed(tmp_path / "results", 3)
@@ -101,6 +105,19 @@ def test_results_of_anything_else_are_not_taken(tmp_path, rows, settings, identi
     with results_saved(tmp_path / "results", identity):
         np.testing.assert_array_equal(results(again, settings), results(Judge(rows)))
     assert again.num_batches == NUM_BATCHES
+
+
+def test_results_of_an_encoder_made_anew_are_not_taken(tmp_path):
+    encoder, judged = StageDir(tmp_path / "pretrain"), StageDir(tmp_path / "eval")
+    judged.write_config({"fingerprint": "f", "spec": {"task": "t"}, "parents": {"encoder": "pretrain"}})
+
+    def origin(weights: bytes) -> str:
+        encoder.path.mkdir(exist_ok=True)
+        encoder.model_path.write_bytes(weights)
+        encoder.write_result({})
+        return origin_of_results(judged, "cpu")
+
+    assert origin(b"1") == origin(b"1") != origin(b"2")
 
 
 def test_several_passes_of_any_shape_and_one_that_is_left_out(tmp_path):
