@@ -231,18 +231,19 @@ class Loop:
                 numbers.append(sums_of(output, loss, counted=batch.counted))
                 self.watch.lap("backward")
         except torch.OutOfMemoryError:
-            if self.processes.num_shards > 1:
-                # The other processes wait for this one's part of the weights, and cannot be asked.
-                message = "the memory of the device is too small for micro-batches of this size; make it smaller."
-                raise user_error("trainer.micro_batch_tokens", message) from None
-            return None
+            if self.processes.num_shards == 1 and not self.objective.batch_coupled:
+                return None
+            # The other processes wait for this one's part of the weights, or of the examples, and cannot be asked.
+            setting = "micro_batch_tokens" if not self.objective.batch_coupled else "batch_tokens or batch_examples"
+            message = "the memory of the device is too small for micro-batches of this size; make it smaller."
+            raise user_error(f"trainer.{setting}", message) from None
         return list(numbers[0]), torch.stack([torch.stack(list(of_one.values())) for of_one in numbers]).sum(0)
 
     def _smaller_micro_batches(self, micro_batches: list[Batch]) -> list[Batch]:
         # Half as large from here on. The global batches, and so the numbers, stay what they are.
         largest = max(self.processes.gather(max(batch.num_tokens for batch in micro_batches)))
-        half = min(largest, self.batches.micro_batch_tokens or largest) // 2
-        if half < int(self.batches.rows.lengths.max()) or self.objective.batch_coupled:
+        half = max(min(largest, self.batches.micro_batch_tokens or largest) // 2, int(self.batches.rows.lengths.max()))
+        if half >= largest:
             message = f"the memory of the device is too small for micro-batches of {largest} tokens, and they cannot be smaller."
             raise user_error("trainer.micro_batch_tokens", message)
         if self.processes.is_main:
@@ -251,6 +252,8 @@ class Loop:
         if self.processes.device.type == "cuda":
             torch.cuda.empty_cache()
         self.batches = replace(self.batches, micro_batch_tokens=half)
+        if self.held_out is not None:
+            self.held_out = replace(self.held_out, micro_batch_tokens=half)
         self._load()
         return next(self._loaded)
 

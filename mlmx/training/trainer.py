@@ -279,7 +279,14 @@ class Trainer:
                 {"supervised_tokens": self.max_supervised_tokens, "seconds": self.max_seconds, "flops": self.max_flops},
             ),
             batches=batches,
-            held_out=replace(batches, plan=held_out) if self.validation_rows else None,
+            held_out=replace(
+                batches,
+                plan=held_out,
+                # What compares the examples of a batch is judged on all of them at once, whatever fits a micro-batch.
+                micro_batch_tokens=None if objective.batch_coupled else self.micro_batch_tokens,
+            )
+            if self.validation_rows
+            else None,
             stage=stage,
             seed=seed,
             processes=processes,

@@ -261,6 +261,33 @@ def test_micro_batches_that_do_not_fit_are_halved(tmp_path, caplog):
     assert "goes on with micro_batch_tokens=" in caplog.text
 
 
+def test_micro_batches_are_halved_down_to_the_longest_row(tmp_path):
+    longest = int(ToyRows().lengths.max())
+
+    class Large(ToyObjective):
+        def forward(self, batch: Batch) -> Output:
+            if batch.num_tokens > longest:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(batch)
+
+    train(tmp_path / "whole", max_steps=2, validation_rows=4)
+    # Half of it would not hold the longest row.
+    settings = {"micro_batch_tokens": 2 * longest - 1, "max_steps": 2, "validation_rows": 4}
+    train(tmp_path / "halved", objective=Large(toy_encoder()), **settings)
+    assert losses(tmp_path / "halved") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+
+
+def test_coupled_batches_that_do_not_fit_are_told_at_once(tmp_path):
+    class Coupled(ToyObjective):
+        batch_coupled = True
+
+        def forward(self, batch: Batch) -> Output:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(UserError, match="batch_examples: the memory of the device is too small"):
+        train(tmp_path, objective=Coupled(toy_encoder()))
+
+
 def test_micro_batches_cannot_be_smaller_than_a_row(tmp_path):
     class TooLarge(ToyObjective):
         def forward(self, batch: Batch) -> Output:

@@ -57,6 +57,22 @@ def test_the_loss_is_that_of_the_rows_without_dropout(tmp_path):
     assert result["validation_loss"] == losses[12]
 
 
+def test_what_compares_examples_is_judged_on_all_of_them_at_once(tmp_path):
+    class Coupled(ToyObjective):
+        batch_coupled = True
+
+        def forward(self, batch):
+            if not self.training:
+                validated.append(batch.num_rows)
+            return super().forward(batch)
+
+    validated = []
+    longest = int(ToyRows().lengths.max())
+    settings = {**VALIDATION, "batch_examples": 1, "micro_batch_tokens": longest, "max_steps": 3}
+    train(tmp_path, objective=Coupled(toy_encoder()), **settings)
+    assert validated == [7]
+
+
 def test_validating_changes_nothing_of_the_training(tmp_path):
     often, _ = train(tmp_path / "often", **VALIDATION)
     never, _ = train(tmp_path / "never", **{**VALIDATION, "validate_every_steps": None})
