@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 # Forward, gradient of the input, gradient of the weights; two FLOPs each.
 _PER_WEIGHT = 6
@@ -36,11 +37,18 @@ def attention_flops(width: int, lengths: NDArray[np.int64], windows: list[int | 
         windows: for each layer, the distance below which tokens see each other; None for the whole row.
     """
     pairs = {window: _num_pairs(lengths, window) for window in set(windows)}
-    return _PER_PAIR * width * sum(pairs[window] for window in windows)
+    return pair_flops(width, sum(pairs[window] for window in windows))
+
+
+def pair_flops(width: int, num_pairs: int) -> int:
+    """Return the FLOPs of attention, of all heads together so wide, between so many pairs of a token and one that it sees."""
+    return _PER_PAIR * width * num_pairs
 
 
 def num_linear_weights(module: nn.Module, *, without: str | None = None) -> int:
     """Return the size of all linear layers of a module, biases apart; those tied to embeddings are linear layers too.
+
+    So are those that GPT-2 calls convolutions.
 
     Args:
         module: the module.
@@ -49,7 +57,7 @@ def num_linear_weights(module: nn.Module, *, without: str | None = None) -> int:
     return sum(
         part.weight.numel()
         for name, part in module.named_modules()
-        if isinstance(part, nn.Linear) and without not in name.split(".")
+        if isinstance(part, nn.Linear | Conv1D) and without not in name.split(".")
     )
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2Model
 
 from mlmx.data.batch import Batch
-from mlmx.models.flops import attention_flops
+from mlmx.models.flops import attention_flops, num_linear_weights
 from tests.objectives.tiny_pairs import batch_of, make_objective, tiny_encoder
 
 COUNTED = ["bert", "roberta", "modernbert"]
@@ -29,6 +30,12 @@ def test_packed_rows_cost_what_the_formula_says(architecture):
     assert len(set(batch.tensors["cu_seqlens"].diff().tolist())) > 2
     assert objective.encoder.packed
     assert objective.flops(batch) == really(objective, batch)
+
+
+def test_what_gpt2_calls_convolutions_are_linear_layers():
+    config = GPT2Config(n_embd=8, n_layer=2, n_head=2, n_positions=16, vocab_size=20)
+    # Per layer: queries, keys and values, output, and two of the feed-forward network.
+    assert num_linear_weights(GPT2Model(config)) == 2 * (3 * 8 * 8 + 8 * 8 + 2 * 8 * 32)
 
 
 def test_costs_add_up_over_micro_batches():
