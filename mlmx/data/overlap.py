@@ -8,7 +8,7 @@ for one of 10^6 that are looked for has a probability of 10^9 * 10^6 / 2^64 = 5e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,16 +17,13 @@ from numpy.typing import NDArray
 
 from mlmx.data.encoding import offsets_of
 from mlmx.data.store import TokenStore
-from mlmx.data.words import plain_words
+from mlmx.data.word_hashes import Hashes, sums_of_runs, word_hashes
 
-Hashes = NDArray[np.uint64]
-
-# Stands between the lines of a batch: no word, so that no run with it in is looked for.
-_LINE_END = "\n"
 # Odd, so that no bit of a word's hash is lost by multiplication; otherwise arbitrary.
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MOST_TABLE_BITS = 27  # 128 MiB
 _BATCH_BYTES = 4_000_000
+_BLOCK_CHARACTERS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,80 +51,102 @@ class OverlapSearch:
     """
 
     def __init__(self, texts: Sequence[str], *, ngram_words: int, min_words: int) -> None:
-        words = [_hashes(plain_words(text)) for text in texts]
+        words_W, counts = _words(texts)
         self._num_texts = len(texts)
         # A text without words is found nowhere.
-        self._lines = [hash(own.tobytes()) if len(own) else None for own in words]
-        self._found_lines = dict.fromkeys((line for line in self._lines if line is not None), False)
-        self._runs: dict[int, _Runs] = {}
-        lengths = np.array([len(own) for own in words], np.int64)
+        filled = np.flatnonzero(counts)
+        self._lines = _Wanted(sums_of_runs(words_W, offsets_of(counts)[filled]), filled)
+        self._runs: dict[int, _Wanted] = {}
         for length in range(min_words, ngram_words + 1):
-            chosen = np.flatnonzero(lengths >= length if length == ngram_words else lengths == length)
-            if len(chosen):
-                self._runs[length] = _Runs([words[i] for i in chosen], chosen, length)
+            chosen = np.repeat(counts >= length if length == ngram_words else counts == length, counts)
+            if chosen.any():
+                self._runs[length] = _runs_of(words_W[chosen], np.repeat(np.arange(len(texts)), counts)[chosen], length)
 
-    def look(self, lines: Iterable[str]) -> None:
+    def look(self, lines: Sequence[str]) -> None:
         """Look at more lines of the corpus."""
-        stream: list[str] = []
-        ends = [0]
-        for line in lines:
-            stream += plain_words(line)
-            stream.append(_LINE_END)
-            ends.append(len(stream))
-        words_W = _hashes(stream)
-        for start, end in pairwise(ends):
-            if (line_hash := hash(words_W[start : end - 1].tobytes())) in self._found_lines:
-                self._found_lines[line_hash] = True
-        if self._runs:
-            for length, runs_R in _rolling(words_W, max(self._runs)):
-                if length in self._runs:
-                    self._runs[length].look(runs_R)
+        for block in _blocks(lines):
+            words_W, counts = word_hashes(block)
+            self._lines.look(sums_of_runs(words_W, offsets_of(counts)[:-1][counts > 0]))
+            if self._runs:
+                # No run goes on from line to line.
+                left_W = np.repeat(np.cumsum(counts), counts) - np.arange(len(words_W))
+                for length, runs_R in _rolling(words_W, max(self._runs)):
+                    if length in self._runs:
+                        self._runs[length].look(runs_R[left_W[: len(runs_R)] >= length])
 
     def overlap(self) -> Overlap:
         """Return what was found so far."""
-        whole = np.array([line is not None and self._found_lines[line] for line in self._lines], bool)
+        whole = np.zeros(self._num_texts, bool)
+        whole[self._lines.owners] = self._lines.was_found()
         found = Overlap(whole, np.zeros(self._num_texts, np.int64), np.zeros(self._num_texts, np.int64))
         for runs in self._runs.values():
-            found.num_runs[:] += np.bincount(runs.texts, minlength=self._num_texts)
-            found.num_found[:] += np.bincount(runs.texts[runs.found[runs.numbers]], minlength=self._num_texts)
+            found.num_runs[:] += np.bincount(runs.owners, minlength=self._num_texts)
+            found.num_found[:] += np.bincount(runs.owners[runs.was_found()], minlength=self._num_texts)
         return found
 
 
-class _Runs:
-    # The runs of one length that are looked for: the text of each, its number among the distinct ones, and which were found.
+class _Wanted:
+    # Hashes that are looked for, the text that each belongs to, and which of them were found.
 
-    def __init__(self, words: Sequence[Hashes], texts: NDArray[np.int64], length: int) -> None:
-        counts = np.array([len(own) for own in words], np.int64)
-        *_, (_, runs_R) = _rolling(np.concatenate(words), length)
-        # Those that begin in one text and end in another are none.
-        inside = np.arange(len(runs_R)) + length <= np.repeat(offsets_of(counts)[1:], counts)[: len(runs_R)]
-        self.texts = np.repeat(texts, counts)[: len(runs_R)][inside]
-        self.wanted, numbers = np.unique(runs_R[inside], return_inverse=True)
-        self.numbers = numbers.astype(np.int64)
-        self.found = np.zeros(len(self.wanted), bool)
-        # Nearly all runs of a corpus are ruled out by a look into a table.
-        bits = min(max(16, (16 * len(self.wanted)).bit_length()), _MOST_TABLE_BITS)
+    def __init__(self, hashes: Hashes, owners: NDArray[np.int64]) -> None:
+        self.owners = owners
+        self._distinct, self._numbers = np.unique(hashes, return_inverse=True)
+        self._found = np.zeros(len(self._distinct), bool)
+        # Nearly all of a corpus is ruled out by a look into a table.
+        bits = min(max(16, (16 * len(self._distinct)).bit_length()), _MOST_TABLE_BITS)
         self._shift = np.uint64(64 - bits)
         self._table = np.zeros(1 << bits, bool)
-        self._table[self.wanted >> self._shift] = True
+        self._table[self._distinct >> self._shift] = True
 
-    def look(self, runs_R: Hashes) -> None:
-        likely = runs_R[self._table[runs_R >> self._shift]]
-        places = np.minimum(np.searchsorted(self.wanted, likely), len(self.wanted) - 1)
-        self.found[places[self.wanted[places] == likely]] = True
+    def look(self, hashes: Hashes) -> None:
+        likely = hashes[self._table[hashes >> self._shift]]
+        if len(likely):
+            places = np.minimum(np.searchsorted(self._distinct, likely), len(self._distinct) - 1)
+            self._found[places[self._distinct[places] == likely]] = True
+
+    def was_found(self) -> NDArray[np.bool_]:
+        return self._found[self._numbers]
 
 
-def _hashes(words: Sequence[str]) -> Hashes:
-    # Python's own hashes differ from process to process; nothing but what is found ever leaves this one.
-    return np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
+def _runs_of(words_W: Hashes, owners_W: NDArray[np.int64], length: int) -> _Wanted:
+    *_, (_, runs_R) = _rolling(words_W, length)
+    # Those that begin in one text and end in another are none.
+    inside = owners_W[: len(runs_R)] == owners_W[length - 1 :]
+    return _Wanted(runs_R[inside], owners_W[: len(runs_R)][inside])
+
+
+def _words(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
+    # Of all texts, in their order.
+    parts = [word_hashes([text]) for text in texts]
+    if not parts:
+        return word_hashes([])
+    return np.concatenate([words for words, _ in parts]), np.concatenate([counts for _, counts in parts])
+
+
+def _blocks(lines: Sequence[str]) -> Iterator[list[str]]:
+    # Lines of ASCII by themselves, since they need no normalisation; so few at a time that their numbers stay in the cache.
+    for some in (line for line in lines if line.isascii()), (line for line in lines if not line.isascii()):
+        block: list[str] = []
+        size = 0
+        for line in some:
+            block.append(line)
+            size += len(line)
+            if size >= _BLOCK_CHARACTERS:
+                yield block
+                block, size = [], 0
+        if block:
+            yield block
 
 
 def _rolling(words_W: Hashes, longest: int) -> Iterator[tuple[int, Hashes]]:
-    # Yields each length up to the longest, and the hash of the run of so many words that begins at each word.
-    runs_R = words_W
+    # Yields each length up to the longest, and the hash of the run of so many words that begins at each word; it holds until the
+    # next one is asked for.
+    runs_R = words_W.copy()
     for length in range(1, min(longest, len(words_W)) + 1):
         if length > 1:
-            runs_R = runs_R[:-1] * _MULTIPLIER + words_W[length - 1 :]
+            runs_R = runs_R[:-1]
+            runs_R *= _MULTIPLIER
+            runs_R += words_W[length - 1 :]
         yield length, runs_R
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -36,12 +37,22 @@ def split_words(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in _word_pattern().finditer(text)]
 
 
+JOINERS = (0x200C, 0x200D)
+"""Code points that plain words are without: texts of one source often lost those of Indic scripts on the way to another."""
+
+
+@cache
+def separator_points() -> list[int]:
+    """Return the code points that part plain words: white space, punctuation marks and symbols."""
+    spaces = [point for point in range(sys.maxunicode + 1) if chr(point).isspace()]
+    return sorted({*spaces, *punctuation_points()} - {*JOINERS})
+
+
 class _Plain(dict[int, int | None]):
-    # What becomes of each character: a symbol a space, a joiner nothing. Texts of one source often lost the joiners of Indic
-    # scripts on the way to another.
+    # What becomes of each character: a symbol a space, a joiner nothing.
 
     def __init__(self) -> None:
-        super().__init__({**dict.fromkeys(punctuation_points(), ord(" ")), 0x200C: None, 0x200D: None})
+        super().__init__({**dict.fromkeys(punctuation_points(), ord(" ")), **dict.fromkeys(JOINERS)})
 
     def __missing__(self, point: int) -> int:
         self[point] = point

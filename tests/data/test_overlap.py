@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mlmx.data.overlap import OverlapSearch
+from mlmx.data.word_hashes import word_hashes
 from mlmx.data.words import plain_words
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -21,6 +22,21 @@ def test_words_for_comparison():
     # With and without the joiner: ක්‍ර and ක්ර.
     assert plain_words("ක්\u200dරියා") == plain_words("ක්රියා")
     assert plain_words("… !?") == []
+
+
+def test_each_plain_word_has_a_hash_of_its_own():
+    rng = np.random.default_rng(0)
+    # Letters, marks, joiners, punctuation, white space of all kinds, wide and compatible forms, halves of surrogate pairs.
+    characters = [*"aAbßİ\u0301\u0130 .,'\n\t\r\x0b\x1c\u2028\xa0\u3000\u200d\u200cක්රි\uff21ﬁ“€…", "\ud83d", "\U0001d400", "😀"]
+    texts = ["".join(rng.choice(characters, length)) for length in rng.integers(0, 30, 500)]
+    texts += ["".join(rng.choice(list("ab .\n\t\x1f"), length)) for length in rng.integers(0, 30, 500)]
+    words = [plain_words(text) for text in texts]
+    for some in (slice(500), slice(500, 1000), slice(1000)):
+        hashes, counts = word_hashes(texts[some])
+        assert counts.tolist() == [len(own) for own in words[some]]
+        hash_of = dict(zip((word for own in words[some] for word in own), hashes.tolist(), strict=True))
+        assert len(set(hash_of.values())) == len(hash_of)
+        assert [hash_of[word] for own in words[some] for word in own] == hashes.tolist()
 
 
 def test_whole_lines_after_normalisation():
