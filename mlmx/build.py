@@ -7,6 +7,7 @@ never reach the constructor:
 ``_version_``    part of the fingerprint; raised when the component's numbers change.
 ``_inputs_``     settings that name files or folders (or a hub repository): their content is hashed, not their path.
 ``_no_effect_``  settings without effect on results, left out of the fingerprint.
+``_tasks_``      settings of a task that may name another task of the run: it comes first, and leaves something to read.
 ``_no_effect_on_training_``  settings of a task that say only how it judges: changed, it judges what was fine-tuned before.
 
 Settings that contradict each other are told before anything starts. A constructor without runtime objects tells them itself; a
@@ -66,6 +67,11 @@ def is_node(value: object) -> bool:
 def is_description(key: str) -> bool:
     """Tell whether a key of a node describes the component to mlmx, as those of the form ``_x_`` do."""
     return key.startswith("_") and key.endswith("_")
+
+
+def tasks_read_by(task: Mapping[str, Any]) -> dict[str, str]:
+    """Return setting -> the other task of the run that a task's node names there."""
+    return {setting: task[setting] for setting in task.get("_tasks_") or () if isinstance(task.get(setting), str)}
 
 
 def settings_of(node: Mapping[str, Any]) -> dict[str, Any]:

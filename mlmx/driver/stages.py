@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlmx.build import tasks_read_by
 from mlmx.errors import Problem, UserError, nearest
 from mlmx.fingerprint import canonical_json
 from mlmx.frozen import STAGE_GROUPS
@@ -47,6 +48,7 @@ def stages_of(config: Mapping[str, Any]) -> list[Stage]:
     if (metric := config.get("sweep_metric")) and (task := metric.partition("/")[0]) not in tasks:
         message = f"{metric!r} begins with no task of this run; selected are: {', '.join(tasks) or 'none'}."
         problems.append(Problem("sweep_metric", message, nearest(task, tasks)))
+    problems += _wrong_references(config["task"])
     if problems:
         raise UserError(problems)
     return _Builder(config, pretrainings).build()
@@ -119,6 +121,19 @@ def _contradictions(pretraining: _Pretraining) -> list[Problem]:
     return problems
 
 
+def _wrong_references(tasks: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
+    problems = []
+    for name, task in tasks.items():
+        for setting, other in tasks_read_by(task).items():
+            where, others = f"task.{name}.{setting}", [one for one in tasks if one != name]
+            if other not in others:
+                message = f"{other!r} is no other task of this run; selected are: {', '.join(others) or 'none'}."
+                problems.append(Problem(where, message, nearest(other, others)))
+            elif tasks_read_by(tasks[other]):
+                problems.append(Problem(where, f"{other!r} reads another task itself; only one may follow upon another."))
+    return problems
+
+
 class _Builder:
     """Builds the stages in order; equal preparations and annotations are one stage."""
 
@@ -133,8 +148,10 @@ class _Builder:
         encoder: Stage | None = None
         for pretraining in self._pretrainings:
             encoder = self._pretrain(pretraining, encoder)
-        for name, node in self._config["task"].items():
-            self._judge(name, node, encoder)
+        evaluations: dict[str, Stage] = {}
+        for name, node in sorted(self._config["task"].items(), key=lambda task: bool(tasks_read_by(task[1]))):
+            read = {setting: evaluations[other] for setting, other in tasks_read_by(node).items()}
+            evaluations[name] = self._judge(name, node, encoder, read)
         return list(self._stages.values())
 
     def _add(self, kind: str, name: str, spec: Mapping[str, Any], parents: Mapping[str, Stage | None]) -> Stage:
@@ -176,22 +193,21 @@ class _Builder:
             {"tokenizer": self._tokenizer, "prepare": prepare, "annotate": annotate, "encoder": encoder},
         )
 
-    def _judge(self, name: str, node: Mapping[str, Any], encoder: Stage | None) -> None:
+    def _judge(self, name: str, node: Mapping[str, Any], encoder: Stage | None, read: Mapping[str, Stage]) -> Stage:
         task = {key: value for key, value in node.items() if key != "trainer"}
         trainer = node.get("trainer")
         start = {} if encoder is not None else {"seed": self._config["seed"], **self._start()}
-        origin = {"encoder": encoder} if encoder is not None else {"tokenizer": self._tokenizer}
+        origin = {**({"encoder": encoder} if encoder is not None else {"tokenizer": self._tokenizer}), **read}
         search = self._config.get("decontamination")
         judged = {"task": task, **({"decontamination": search} if search else {})}
         if trainer is None:
-            self._add("eval", name, {**judged, **start}, origin)
-            return
+            return self._add("eval", name, {**judged, **start}, origin)
         trained_on = task
         if "_no_effect_on_training_" in task:
             trained_on = {**task, "_no_effect_": [*task.get("_no_effect_", ()), *task["_no_effect_on_training_"]]}
         spec = {"seed": self._config["seed"], "task": trained_on, "trainer": trainer, **start}
         finetuned = self._add("finetune", name, spec, origin)
-        self._add("eval", name, judged, {"model": finetuned})
+        return self._add("eval", name, judged, {"model": finetuned})
 
 
 def _name_of(node: Mapping[str, Any], otherwise: str) -> str:

@@ -49,7 +49,7 @@ def group(runs: Sequence[Run]) -> Grouped:
     """Group runs by configuration but for the seed.
 
     A run is judged by several tasks, and runs of one configuration need not share all of them. So the settings of a task tell rows
-    apart only where that task came to scores with different settings in different runs.
+    apart only where that task came to scores with different settings in different runs; so do those of a task that it reads.
 
     Args:
         runs: oldest first.
@@ -57,14 +57,15 @@ def group(runs: Sequence[Run]) -> Grouped:
     variants: dict[str, set[str]] = {}
     for run in runs:
         for task in {score.key.task for score in run.scores} & run.tasks.keys():
-            variants.setdefault(task, set()).add(canonical(run.tasks[task]))
+            for one in (task, *run.reads.get(task, ())):
+                variants.setdefault(one, set()).add(canonical(run.tasks[one]))
     rows: dict[str, Row] = {}
     notes = []
     repeated: set[str] = set()
     for run in runs:
         row_of_task = {}
-        for task, node in run.tasks.items():
-            shown = {task: node} if len(variants.get(task, ())) > 1 else {}
+        for task in run.tasks:
+            shown = {one: run.tasks[one] for one in (*run.reads.get(task, ()), task) if len(variants.get(one, ())) > 1}
             settings = {**run.settings, "task": shown}
             row = row_of_task[task] = rows.setdefault(canonical(settings), Row(settings))
             row.tasks.add(task)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlmx.build import is_description, is_node
+from mlmx.build import is_description, is_node, tasks_read_by
 from mlmx.errors import user_error
 
 # Parts of a config that say where and how a run was made, not what it computes.
@@ -65,6 +65,7 @@ class Run:
         settings: its configuration without tasks: what can make a difference to results, but for the seed.
         tasks: task -> its settings.
         scores: its scores, also those that a failed run got to.
+        reads: task -> the tasks of the run whose results it goes on from.
         made_with: the parts of the summary that say with what: ``git``, ``versions``, ``hardware``.
     """
 
@@ -76,6 +77,7 @@ class Run:
     settings: Mapping[str, Any]
     tasks: Mapping[str, Any]
     scores: Sequence[RunScore]
+    reads: Mapping[str, Sequence[str]] = field(default_factory=dict)
     made_with: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -109,6 +111,7 @@ def _read(path: Path) -> Run:
             seed=record["seed"],
             settings=_settings(config),
             tasks={name: _effective(node) for name, node in (config.get("task") or {}).items()},
+            reads={name: list(tasks_read_by(node).values()) for name, node in (config.get("task") or {}).items()},
             scores=[_score(score) for score in record["scores"]],
             made_with={part: record.get(part) for part in ("git", "versions", "hardware")},
         )

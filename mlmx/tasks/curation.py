@@ -125,6 +125,9 @@ class Curation(Task):
         )
         self.batch_tokens = batch_tokens
 
+    def check_data(self) -> None:
+        self._pairs()
+
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
         encoder = model.encoder if isinstance(model, Objective) else model
         embedding = self.embedding.resolved(encoder, task=self.name)

@@ -1,6 +1,11 @@
 """Which stages a config has."""
 
+import re
+
+import pytest
+
 from mlmx.driver.stages import place_of, stages_of
+from mlmx.errors import UserError
 from mlmx.fingerprint import canonical_document, fingerprint_of
 from tests.driver.configs import corpus, frozen
 
@@ -77,6 +82,37 @@ def test_how_a_task_judges_does_not_name_what_is_fine_tuned(tmp_path):
     assert finetune == other_finetune
     assert evaluation != other_evaluation
     assert fingerprints(lower=False)[0] != finetune
+
+
+def test_a_task_goes_on_from_what_another_leaves(tmp_path):
+    def tasks(**settings):
+        config = frozen(tmp_path)
+        trainer = {"_target_": "mlmx.x.Trainer"}
+        curation = {"_target_": "mlmx.x.Curation", "name": "curation"}
+        translation = {"_target_": "mlmx.x.Translation", "name": "translation", "_tasks_": ["train"], "trainer": trainer}
+        config["task"] = {"translation": {**translation, "train": "curation", **settings}, "curation": curation}
+        return config
+
+    assert described(tasks())[-3:] == [
+        ("eval", "curation", {"encoder": "pretrain mlm"}),
+        ("finetune", "translation", {"encoder": "pretrain mlm", "train": "eval curation"}),
+        ("eval", "translation", {"model": "finetune translation"}),
+    ]
+    # A corpus names no task.
+    assert [name for _, name, _ in described(tasks(train={"_target_": "mlmx.x.Corpus"}))[-3:]] == [
+        "translation",
+        "translation",
+        "curation",
+    ]
+    for other, told in (
+        (
+            "curaton",
+            "task.translation.train: 'curaton' is no other task of this run; selected are: curation. Did you mean 'curation'",
+        ),
+        ("translation", "task.translation.train: 'translation' is no other task of this run"),
+    ):
+        with pytest.raises(UserError, match=re.escape(told)):
+            stages_of(tasks(train=other))
 
 
 def test_judging_a_model_from_scratch_untrained(tmp_path):

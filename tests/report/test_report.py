@@ -118,6 +118,19 @@ def outputs(tmp_path) -> Outputs:
 KEY = "bitext/test/accuracy_forward"
 
 
+@pytest.mark.parametrize("with_scores", [True, False])
+def test_what_goes_on_from_a_task_stands_in_its_row(outputs, with_scores):
+    after = {"_target_": "mlmx.tasks.After", "_name_": "after", "name": "after", "_tasks_": ["train"], "train": "bitext"}
+    for layer in (1, 2):
+        outputs.run("mlm", 0, 0.5, tasks={**bitext(layer=layer), "after": after})
+        (outputs.add_score if with_scores else outputs.change_scores)(task="after", value=layer / 10)
+    outputs.report()
+    rows = outputs.csv()
+    assert [row["configuration"] for row in rows] == ["task.bitext.layer=1", "task.bitext.layer=2"]
+    assert [float(row["after/test/accuracy_forward"]) for row in rows] == [0.1, 0.2]
+    assert [KEY in row for row in rows] == [with_scores] * 2
+
+
 def test_one_row_per_configuration_with_means_and_differences(outputs):
     for seed, (mlm, tlm) in enumerate([(0.2, 0.6), (0.3, 0.6), (0.4, 0.9)]):
         outputs.run("mlm", seed, mlm)
