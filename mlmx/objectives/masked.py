@@ -17,7 +17,7 @@ from mlmx.data.vocabulary import Separator
 from mlmx.errors import user_error
 from mlmx.masking.corrupt import Corruption, corrupt
 from mlmx.masking.select import Policy
-from mlmx.masking.units import Draws, run_edges
+from mlmx.masking.units import Draws, Selection, run_edges
 from mlmx.models.cross_entropy import cross_entropy
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective, Output
@@ -54,17 +54,27 @@ class MaskedCollator(Collator):
         input_ids = corrupt(
             rows.input_ids, selection, draws, corruption=self.corruption, mask_id=self.mask_id, ordinary_ids=self.ordinary_ids
         )
-        extra = {} if selection.typed is None else {"in_entities": selection.typed}
+        counts, arrays = self.predictions(rows, selection, draws)
         return packed_batch(
             rows,
             context,
-            counts={"mlm": len(selection.positions)},
+            counts=counts,
             input_ids=input_ids,
             position_ids=positions_of_sides(rows) if self.position_reset and self.view == "pair" else None,
-            selected=selection.positions,
-            targets=rows.input_ids[selection.positions],
-            **extra,
+            **arrays,
         )
+
+    def predictions(
+        self, rows: TokenRows, selection: Selection, draws: Draws
+    ) -> tuple[dict[str, int], dict[str, NDArray[np.generic]]]:
+        """Return how many predictions each term has, and what the batch holds for them; a method with more terms adds to both."""
+        arrays: dict[str, NDArray[np.generic]] = {
+            "selected": selection.positions,
+            "targets": rows.input_ids[selection.positions],
+        }
+        if selection.typed is not None:
+            arrays["in_entities"] = selection.typed
+        return {"mlm": len(selection.positions)}, arrays
 
 
 class MaskedObjective(Objective):
@@ -89,10 +99,14 @@ class MaskedObjective(Objective):
         return self._collator
 
     def forward(self, batch: Batch) -> Output:
+        return self.predict(self.encoder(batch), batch)
+
+    def predict(self, hidden_TD: Tensor, batch: Batch) -> Output:
+        """Return the term ``mlm`` and its metrics, from the encoder's vectors."""
         assert self.encoder.head is not None
         selected, targets = batch.tensors["selected"], batch.tensors["targets"]
         # Only selected tokens reach the head: over a large vocabulary it costs more than the encoder.
-        hidden = self.encoder(batch)[selected]
+        hidden = hidden_TD[selected]
         loss, num_right = cross_entropy(self.encoder.head, hidden, targets, vocab_size=self.encoder.vocabulary.size)
         # Filled on the device: copying a number there would wait for it.
         count = targets.new_full((), len(targets))
