@@ -54,7 +54,7 @@ def list_options(
 
 
 def export(
-    stage: Annotated[Path, typer.Argument(help="The directory of a stage that trained an encoder, or of an evaluation of one.")],
+    stage: Annotated[Path, typer.Argument(help="The directory of a stage that trained or judged an encoder.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to write; there must be none.")],
     form: Annotated[
         Literal["sentence-transformers", "transformers"],
@@ -65,7 +65,7 @@ def export(
         typer.Option("--pooling", help="How states become a text's vector, in place of what the stage's task does."),
     ] = None,
 ) -> None:
-    """Write a trained encoder into a folder that Sentence-Transformers or Transformers loads."""
+    """Write the encoder of a stage into a folder that Sentence-Transformers or Transformers loads."""
     with mistakes_told():
         from mlmx.driver.export import export as export_from
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from mlmx.driver.command import attached
 from mlmx.errors import user_error
-from mlmx.stage import StageDir
+from mlmx.stage import StageDir, encoder_folder
 
 Format = Literal["sentence-transformers", "transformers"]
 
@@ -21,7 +21,7 @@ def export(folder: Path, out: Path, *, form: Format, pooling: str | None) -> Non
     """Write the encoder of a stage into a new folder.
 
     Args:
-        folder: the directory of a stage that trained an encoder, or that judged one which mlmx trained.
+        folder: the directory of a stage that trained or judged an encoder.
         out: where to write.
         form: ``transformers`` copies the encoder; ``sentence-transformers`` also says how a text becomes a vector, as the stage's
             task makes them.
@@ -62,11 +62,18 @@ def _encoder_of(stage: StageDir) -> Path:
         raise user_error("stage", f"{where} is not finished ({state}), so that it has no encoder yet.")
     if stage.config()["kind"] == "eval":
         parent = stage.parent("model") or stage.parent("encoder")
-        if parent is None:
-            source = (stage.config()["spec"].get("model") or {}).get("source")
-            told = f"{source}, which mlmx did not train" if source else "an encoder that nobody trained"
-            raise user_error("stage", f"{where} judges {told}: there is nothing to export.")
+        if parent is None:  # eval --from FOLDER
+            return _given_encoder(stage)
         stage = parent
     if not (stage.encoder_dir / "config.json").is_file():
         raise user_error("stage", f"{where} has no encoder: stages that train one are called pretrain-... and finetune-...")
     return stage.encoder_dir
+
+
+def _given_encoder(stage: StageDir) -> Path:
+    source = (stage.config()["spec"].get("model") or {}).get("source")
+    folder = Path(encoder_folder(source)) if source else None
+    if folder is None or not (folder / "config.json").is_file():
+        told = f"{source}, which is no folder of this machine" if source else "an encoder that nobody trained"
+        raise user_error("stage", f"{stage.path} judges {told}: there is nothing to export.")
+    return folder

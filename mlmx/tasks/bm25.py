@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from mlmx.build import NonNegativeFloat, Ratio
+from mlmx.data.progress import progress_bar
 from mlmx.data.words import split_words
 from mlmx.errors import nearest, user_error
 from mlmx.tasks.search import Neighbours
+from mlmx.training.parallel import current
 
 
 class BM25:
@@ -42,7 +44,9 @@ class BM25:
         # It gives itself the level at which it tells everything.
         logging.getLogger("bm25s").setLevel(logging.WARNING)
         vocabulary: dict[str, int] = {}
-        ids = [[vocabulary.setdefault(word, len(vocabulary)) for word in self.words(text)] for text in documents]
+        is_main = current().is_main
+        read = progress_bar(documents, "BM25: read documents", total=len(documents), show=is_main)
+        ids = [[vocabulary.setdefault(word, len(vocabulary)) for word in self.words(text)] for text in read]
         if not vocabulary:
             raise user_error("task data", "no document has a word.")
         model = bm25s.BM25(k1=self.k1, b=self.b, method="lucene")
@@ -50,7 +54,7 @@ class BM25:
         num_results = min(num_results, len(documents))
         indices = np.tile(np.arange(num_results), (len(queries), 1))
         scores = np.zeros((len(queries), num_results), np.float32)
-        for i, query in enumerate(queries):
+        for i, query in enumerate(progress_bar(queries, "BM25: search, queries", total=len(queries), show=is_main)):
             if known := [word for word in self.words(query) if word in vocabulary]:
                 found = model.retrieve([known], k=num_results, show_progress=False, backend_selection="numpy")
                 indices[i], scores[i] = found.documents[0], found.scores[0]

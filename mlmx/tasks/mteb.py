@@ -189,7 +189,8 @@ def _mteb() -> Any:
 
 
 def _rows(embeddings: Any) -> Tensor:
-    return torch.atleast_2d(torch.as_tensor(embeddings))
+    rows = torch.as_tensor(embeddings)
+    return rows[None] if rows.ndim == 1 else rows
 
 
 def _revision(task: Any) -> str:

@@ -11,11 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from mlmx.data.progress import progress_bar
+from mlmx.training.parallel import current
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -105,7 +109,7 @@ def nearest(queries_QD: Floats, documents_ND: Floats, num_results: int, *, devic
 
 
 def score_blocks(queries_QD: Floats, documents_ND: Floats, *, device: torch.device = _CPU) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield the inner products of all queries with all documents, block by block.
+    """Yield the inner products of all queries with all documents, block by block, and show how far it is.
 
     Yields:
         The queries of the block, its documents, and their (queries, documents) scores, to be read before the next block is made.
@@ -114,12 +118,14 @@ def score_blocks(queries_QD: Floats, documents_ND: Floats, *, device: torch.devi
     num_queries, num_documents = min(num_queries, len(queries_QD)), min(num_documents, len(documents_ND))
     # One piece of memory for all blocks: a CPU takes a part of the time of a product to clear fresh memory of its size.
     memory = torch.empty(num_queries * num_documents, device=device)
-    for rows in _slices(len(queries_QD), num_queries):
-        block_QD = _tensor(queries_QD[rows], device)
-        for columns in _slices(len(documents_ND), num_documents):
-            block_BD = _tensor(documents_ND[columns], device)
-            scores_QB = memory[: len(block_QD) * len(block_BD)].view(len(block_QD), len(block_BD))
-            yield rows, columns, torch.mm(block_QD, block_BD.T, out=scores_QB)
+    blocks = product(_slices(len(queries_QD), num_queries), _slices(len(documents_ND), num_documents))
+    total = len(queries_QD) * len(documents_ND)
+    for rows, columns in progress_bar(blocks, "search, pairs", total=total, size=_num_scores, show=current().is_main):
+        if columns.start == 0:
+            block_QD = _tensor(queries_QD[rows], device)
+        block_BD = _tensor(documents_ND[columns], device)
+        scores_QB = memory[: len(block_QD) * len(block_BD)].view(len(block_QD), len(block_BD))
+        yield rows, columns, torch.mm(block_QD, block_BD.T, out=scores_QB)
 
 
 def normalised(embeddings: Floats) -> Floats:
@@ -146,6 +152,11 @@ def check_finite(embeddings: Floats) -> None:
 
 def _slices(number: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, number)) for start in range(0, number, max(1, step)))
+
+
+def _num_scores(block: tuple[slice, slice]) -> int:
+    rows, columns = block
+    return int((rows.stop - rows.start) * (columns.stop - columns.start))
 
 
 def _tensor(block: Floats, device: torch.device) -> Tensor:

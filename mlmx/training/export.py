@@ -1,6 +1,6 @@
 """Writes an encoder for Sentence-Transformers: ``python -m mlmx.training.export <stage directory> <folder> [--pooling mean]``.
 
-The stage is one that mlmx finished and that trained an encoder, or judged one that mlmx trained.
+The stage is one that mlmx finished and that trained or judged an encoder.
 """
 
 from __future__ import annotations

@@ -19,7 +19,12 @@ TEXTS = ["w1 w2 w3", "w4", " ".join(f"w{i}" for i in range(20)), "w5 w6"]
 SIMILARITY = {
     "_target_": "mlmx.tasks.similarity.Similarity",
     "name": "sts",
-    "data": {"_target_": "mlmx.tasks.similarity_data.SentEvalFiles", "_inputs_": ["folder"], "folder": "nowhere", "sets": ["STS12"]},
+    "data": {
+        "_target_": "mlmx.tasks.similarity_data.SentEvalFiles",
+        "_inputs_": ["folder"],
+        "folder": "nowhere",
+        "sets": ["STS12"],
+    },
     "layer": "last",
     "pooling": "max",
     "prefix": "w7 ",
@@ -126,6 +131,15 @@ def test_transformers_gets_a_copy(tmp_path):
         export(directory.path, tmp_path / "other", form="transformers", pooling="cls")
 
 
+def test_a_folder_that_was_judged_is_the_encoder(tmp_path):
+    given = StageDir(tmp_path / "given")
+    save_encoder(given)
+    for name, source in (("a", given.path), ("b", given.encoder_dir)):
+        judged = stage(tmp_path / name, "eval", spec={"task": SIMILARITY, "model": {"source": str(source)}})
+        export(judged.path, tmp_path / f"out-{name}", form="transformers", pooling=None)
+        assert (tmp_path / f"out-{name}" / "model.safetensors").is_file()
+
+
 def test_stages_that_have_nothing_to_export(tmp_path):
     def refused(path):
         with pytest.raises(UserError) as caught:
@@ -141,4 +155,4 @@ def test_stages_that_have_nothing_to_export(tmp_path):
     assert "is not finished (running)" in refused(begun.path)
     assert "prepare-x-0 has no encoder" in refused(stage(tmp_path / "prepare-x-0", "prepare").path)
     spec = {"task": SIMILARITY, "model": {"source": "a/b"}}
-    assert "judges a/b, which mlmx did not train" in refused(stage(tmp_path / "eval-sts-0", "eval", spec=spec).path)
+    assert "judges a/b, which is no folder of this machine" in refused(stage(tmp_path / "eval-sts-0", "eval", spec=spec).path)

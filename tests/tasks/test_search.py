@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mlmx.data import progress
 from mlmx.tasks import search
 from mlmx.tasks.search import Largest, nearest, normalised
 
@@ -69,3 +70,12 @@ def test_embeddings_that_are_not_finite_stop():
 
 def test_zero_embeddings_stay_zero():
     assert normalised(np.zeros((1, 3), np.float32)).tolist() == [[0, 0, 0]]
+
+
+def test_a_long_search_says_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 1e-9)
+    monkeypatch.setattr(search, "_CPU_BLOCK", (2, 4))
+    nearest(embeddings(4, 0), embeddings(10, 1), 3)
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[1].split()[1] for line in told] == ["8", "16", "20", "28", "36", "40"]
+    assert told[0].startswith("search, pairs: 8 of about 40, 0:00:00 left")
