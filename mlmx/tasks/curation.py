@@ -150,7 +150,8 @@ class Curation(Task):
             passed = np.array(rule.passes([(pairs[i].source, pairs[i].target) for i in kept.tolist()]), bool)
             dropped[name] = int((~passed).sum())
             kept = kept[passed]
-            log.warning("%s: filter %s drops %d of %d pairs", self.name, name, dropped[name], len(passed))
+            if dropped[name]:
+                log.warning("%s: filter %s drops %d of %d pairs", self.name, name, dropped[name], len(passed))
         if not len(kept):
             raise user_error(f"task.{self.name}.filters", f"drop all of the {len(pairs)} pairs: {dropped}.")
         if self.num_kept is not None and len(kept) < self.num_kept:

@@ -63,6 +63,8 @@ class Evaluation:
               per piece);
             - ``label`` and ``prediction``, from which accuracy, macro and weighted F1 are computed again.
 
+            A score of all examples together (AUC, chrF) is told by none of these, and has intervals over seeds only.
+
             ``texts`` are those of the example, to be looked for in pretraining corpora; they are not written down.
     """
 
