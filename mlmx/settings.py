@@ -121,6 +121,10 @@ def settings_problems(config: Mapping[str, Any]) -> list[Problem]:
             problems.append(Problem("parallel.rendezvous", f"must be given for {nodes} nodes: <host of one of them>:<free port>."))
         elif nodes == 1 and parallel.get("rendezvous") is not None:
             problems.append(Problem("parallel.rendezvous", "has no effect on one node: parallel.num_nodes is 1."))
+        processes, shards = parallel.get("num_processes"), parallel.get("num_shards")
+        if isinstance(processes, int) and isinstance(shards, int) and shards > 0 and processes * nodes % shards:
+            told = f"{shards} does not divide the {processes * nodes} processes (num_processes x num_nodes)."
+            problems.append(Problem("parallel.num_shards", told))
     chain = config.get("chain")
     if isinstance(chain, list) and len(set(map(str, chain))) < len(chain):
         problems.append(Problem("chain", f"{chain} names a stage twice."))

@@ -8,6 +8,7 @@ import pytest
 
 from mlmx.compose import Command
 from mlmx.config import check
+from mlmx.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 VARIABLES = {"$SLURM_NNODES": "2", "$head": "node1"}
@@ -20,6 +21,16 @@ def commands():
     blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     lines = [line.removeprefix("srun ") for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith("mlmx ")]
+
+
+def test_weights_are_divided_among_processes_that_there_are():
+    def shards(*overrides):
+        return check(Command("run", "run"), list(overrides), multirun=False)
+
+    shards("parallel.num_processes=4", "parallel.num_shards=2")
+    shards("parallel.num_processes=2", "parallel.num_nodes=2", "parallel.rendezvous=a:1", "parallel.num_shards=4")
+    with pytest.raises(UserError, match="3 does not divide the 4 processes"):
+        shards("parallel.num_processes=4", "parallel.num_shards=3")
 
 
 def test_there_are_some():

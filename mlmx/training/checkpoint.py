@@ -167,7 +167,7 @@ def load_weights(folder: Path, step: int, module: nn.Module) -> None:
     """
     path = _path_of(folder, step)
     if problem := _problem_with(path):
-        raise user_error("outputs", f"the best checkpoint, {path}, cannot be used: {problem}")
+        raise user_error("outputs", f"the best checkpoint, {path}, cannot be used: {problem} --fresh trains anew.")
     load_module(module, path / "model.safetensors")
 
 
