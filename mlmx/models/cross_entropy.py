@@ -32,15 +32,46 @@ def cross_entropy(head: nn.Module, hidden_PD: Tensor, targets_P: Tensor, *, voca
         The sum of the losses in nats, () in float32 or finer, and the number of predictions whose likeliest entry is the right one,
         () int64.
     """
+    loss, num_right, _ = _in_chunks(head, hidden_PD, targets_P, None, None, vocab_size)
+    return loss, num_right
+
+
+def cross_entropy_and_samples(
+    head: nn.Module, hidden_PD: Tensor, targets_P: Tensor, *, draws_P: Tensor, forbidden_V: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what ``cross_entropy`` does, and an entry for each prediction, drawn with the probability that the head gives it.
+
+    Args:
+        head: (P, D) to logits (P, V).
+        hidden_PD: the vectors to predict from.
+        targets_P: int64, the right entries of the vocabulary.
+        draws_P: in [0, 1), at which point of the summed probabilities each entry is taken.
+        forbidden_V: bool, entries that are never drawn; the others share their probability.
+
+    Returns:
+        The sum of the losses, the number of right predictions, and the entries (P,) int64, which have no gradient.
+    """
+    return _in_chunks(head, hidden_PD, targets_P, draws_P, forbidden_V, len(forbidden_V))
+
+
+def _in_chunks(
+    head: nn.Module,
+    hidden_PD: Tensor,
+    targets_P: Tensor,
+    draws_P: Tensor | None,
+    forbidden_V: Tensor | None,
+    vocab_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     chunk_size = predictions_per_chunk(vocab_size)
     if len(targets_P) <= chunk_size:
-        return _cross_entropy(head, hidden_PD, targets_P)
-    losses, hits = [], []
-    for hidden, targets in zip(torch.split(hidden_PD, chunk_size), torch.split(targets_P, chunk_size), strict=True):
-        loss, num_right = checkpoint(_cross_entropy, head, hidden, targets, use_reentrant=False)
-        losses.append(loss)
-        hits.append(num_right)
-    return torch.stack(losses).sum(), torch.stack(hits).sum()
+        return _cross_entropy(head, hidden_PD, targets_P, draws_P, forbidden_V)
+    parts = []
+    for start in range(0, len(targets_P), chunk_size):
+        some = slice(start, start + chunk_size)
+        draws = None if draws_P is None else draws_P[some]
+        parts.append(checkpoint(_cross_entropy, head, hidden_PD[some], targets_P[some], draws, forbidden_V, use_reentrant=False))
+    losses, hits, samples = zip(*parts, strict=True)
+    return torch.stack(losses).sum(), torch.stack(hits).sum(), torch.cat(samples)
 
 
 def predictions_per_chunk(vocab_size: int) -> int:
@@ -48,9 +79,19 @@ def predictions_per_chunk(vocab_size: int) -> int:
     return max(1, MAX_LOGITS // vocab_size)
 
 
-def _cross_entropy(head: nn.Module, hidden_PD: Tensor, targets_P: Tensor) -> tuple[Tensor, Tensor]:
+def _cross_entropy(
+    head: nn.Module, hidden_PD: Tensor, targets_P: Tensor, draws_P: Tensor | None, forbidden_V: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     logits_PV = head(hidden_PD)
     # Half precision is too coarse to sum in.
     logits_PV = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32))
     loss = F.cross_entropy(logits_PV, targets_P, reduction="sum")
-    return loss, (logits_PV.argmax(-1) == targets_P).sum()
+    samples_P = targets_P if draws_P is None or forbidden_V is None else _drawn(logits_PV.detach(), draws_P, forbidden_V)
+    return loss, (logits_PV.argmax(-1) == targets_P).sum(), samples_P
+
+
+def _drawn(logits_PV: Tensor, draws_P: Tensor, forbidden_V: Tensor) -> Tensor:
+    summed_PV = logits_PV.masked_fill(forbidden_V, -torch.inf).softmax(-1).cumsum(-1)
+    # Far enough below 1 that no rounding reaches the end, where an entry without probability may stand.
+    points_P1 = draws_P.to(summed_PV.dtype).clamp(max=1 - 2**-20)[:, None] * summed_PV[:, -1:]
+    return torch.searchsorted(summed_PV, points_P1, right=True)[:, 0]

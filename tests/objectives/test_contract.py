@@ -180,5 +180,8 @@ def test_rows_without_predictions_are_harmless(name):
         pytest.skip("has no ratio to set to 0")
     objective = make_objective(name, mask_ratio=0.0)
     batch = batch_of(objective, range(4))
-    assert set(batch.counts.values()) == {0}
-    assert not gradient(objective, [batch]).any()
+    # What judges every token, such as a detector, has something to judge all the same.
+    assert 0 in batch.counts.values()
+    found = gradient(objective, [batch])
+    assert found.isfinite().all()
+    assert bool(found.any()) == any(batch.counts.values())
