@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
 from mlmx.build import MISSING
-from mlmx.errors import Problem, nearest
+from mlmx.errors import Problem, UserError, nearest
 
 
 def input_settings(value: Any, where: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -28,6 +30,40 @@ def _matches(path: str) -> list[str]:
     if Path(path).exists():
         return [path]
     return sorted(glob(path, recursive=True)) if has_magic(path) else []  # noqa: PTH207 - an absolute pattern
+
+
+@contextmanager
+def told_in_task(task: Mapping[str, Any] | None) -> Iterator[None]:
+    """Name settings by their place in a task's node in what is raised: a component within knows itself only by its kind.
+
+    Args:
+        task: the node, if there is one: ``task data.folder`` becomes ``task.<name>.data.folder``, ``corpus.path``
+            ``task.<name>.data.corpus.path``.
+    """
+    try:
+        yield
+    except UserError as error:
+        if task is None:
+            raise
+        raise UserError([replace(problem, where=_place_in(task, problem.where)) for problem in error.problems]) from error
+
+
+def _place_in(task: Mapping[str, Any], where: str) -> str:
+    root = f"task.{task['name']}"
+    if Path(where).is_absolute() or where.startswith(root):
+        return where
+    setting = where.rpartition(".")[2].partition("[")[0]
+    places = [place for place in _places(task) if place.endswith(f".{setting}")]
+    if len(places) == 1 and "." in where:
+        return root + places[0]
+    return where.replace("task data", f"{root}.data") if where.startswith("task data") else where
+
+
+def _places(node: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield f"{where}.{key}"
+        if isinstance(value, Mapping):
+            yield from _places(value, f"{where}.{key}")
 
 
 def resolve_paths(spec: Mapping[str, Any]) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-from mlmx.build import build
 from mlmx.driver.directories import Placed
 from mlmx.driver.say import say
 from mlmx.errors import Problem, UserError
-from mlmx.inputs import input_settings
 from mlmx.stage import TRAINING_KINDS
 
 
@@ -28,8 +25,15 @@ def check_task_data(placed: Sequence[Placed], *, fresh: bool | float = False) ->
     to_run = [one.stage for one in placed if fresh or not one.directory.finished]
     if not any(stage.kind in TRAINING_KINDS for stage in to_run):
         return
+    from mlmx.build import build
+    from mlmx.inputs import input_settings, told_in_task
+
     # Data that are not the user's own are as they should be.
-    nodes = {stage.name: stage.spec["task"] for stage in to_run if "task" in stage.spec and _names_files(stage.spec["task"])}
+    nodes = {
+        stage.name: stage.spec["task"]
+        for stage in to_run
+        if "task" in stage.spec and any(node.get(setting) for _, setting, node in input_settings(stage.spec["task"]))
+    }
     if not nodes:
         return
     say(f"reads the data of {', '.join(nodes)}")
@@ -37,15 +41,12 @@ def check_task_data(placed: Sequence[Placed], *, fresh: bool | float = False) ->
     with _unheard_warnings():
         for name, node in nodes.items():
             try:
-                build(node, where=f"task.{name}").check_data()
+                with told_in_task(node):
+                    build(node, where=f"task.{name}").check_data()
             except UserError as error:
                 problems += error.problems
     if problems:
         raise UserError(list(dict.fromkeys(problems)))
-
-
-def _names_files(node: Mapping[str, Any]) -> bool:
-    return any(inner.get(setting) for _, setting, inner in input_settings(dict(node)))
 
 
 @contextmanager

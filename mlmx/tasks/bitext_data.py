@@ -14,7 +14,7 @@ from mlmx.data.corpora.parallel import ParallelCorpus
 from mlmx.data.corpora.records import Column
 from mlmx.data.corpus import Corpus
 from mlmx.data.text_files import find_files
-from mlmx.errors import nearest, user_error
+from mlmx.errors import Problem, UserError, first_problems, nearest, user_error
 from mlmx.tasks.table_files import read_columns
 
 log = logging.getLogger(__name__)
@@ -175,7 +175,8 @@ class BitextFiles(BitextData):
         source: the sentences of the first language.
         target: the sentences of the second language.
         gold: the pairs.
-        gold_complete: False where only a sample of the pairs was annotated; see :class:`MiningSet`.
+        gold_complete: False where only a sample of the pairs was annotated; see :class:`MiningSet`. A pair that names a sentence
+            there is not is then left out and counted; where the gold is complete, it is an error.
         split: the name of this data in the scores.
     """
 
@@ -190,18 +191,22 @@ class BitextFiles(BitextData):
         source, target = _sentences(self.source), _sentences(self.target)
         source_index, target_index = ({name: i for i, name in enumerate(side)} for side in (source, target))
         gold = set()
-        missing = []
+        missing: list[Problem] = []
         for where, (source_id, target_id) in read_columns(self.gold, 2):
             if "\t" in target_id:
                 raise user_error(where, f"2 ids separated by a tab are expected, found {target_id.count(chr(9)) + 2} fields.")
             if source_id in source_index and target_id in target_index:
                 gold.add((source_index[source_id], target_index[target_id]))
             else:
-                missing.append(where)
+                side, name = (self.source, source_id) if source_id not in source_index else (self.target, target_id)
+                missing.append(Problem(where, f"{side} has no sentence {name!r}."))
         if not gold:
             raise user_error(str(self.gold), f"none of its pairs has both ids in {self.source} and {self.target}.")
+        if missing and self.gold_complete:
+            raise UserError(first_problems(missing))
         if missing:
-            log.warning("%d gold pairs name an id without a sentence and are left out; the first is %s", len(missing), missing[0])
+            message = "%d gold pairs name an id without a sentence and are left out; the first is %s"
+            log.warning(message, len(missing), missing[0].where)
         data = MiningSet(
             source=list(source.values()),
             target=list(target.values()),

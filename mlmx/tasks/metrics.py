@@ -44,8 +44,13 @@ def _constant(values: Values) -> bool:
     return bool(np.all(values == values[:1]))
 
 
+def matthews(gold: Values, predicted: Values) -> float:
+    """Return Matthews' correlation; 0 where one side is constant, of which nothing can be told."""
+    return 0.0 if _constant(gold) or _constant(predicted) else float(matthews_corrcoef(gold, predicted))
+
+
 CLASS_METRICS: Mapping[str, Callable[[Values, Values], float]] = {
-    "matthews": lambda gold, predicted: float(matthews_corrcoef(gold, predicted)),
+    "matthews": matthews,
     "accuracy": lambda gold, predicted: float(accuracy_score(gold, predicted)),
     "f1": binary_f1,
     "macro_f1": macro_f1,

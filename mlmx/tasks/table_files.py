@@ -85,11 +85,12 @@ def check_columns(columns: Sequence[str], available: Sequence[str], where: str) 
         UserError: naming every column that it has not, or has twice.
     """
     told = ", ".join(map(repr, available)) + "."
-    if len(available) == 1 and any(mark in available[0] for mark in ",;\t"):
-        told += " Are the columns separated by something else?"
+    hint = "Are the columns separated by something else?"
     problems = []
     for column in columns:
-        if column not in available:
+        if len(available) == 1 and set(available[0]) & set(",;\t"):
+            problems.append(Problem(where, f"no column {column!r}; there are {told} {hint}"))
+        elif column not in available:
             problems.append(Problem(where, f"no column {column!r}; there are {told}", nearest(column, available)))
         elif list(available).count(column) > 1:
             problems.append(Problem(where, f"several columns are called {column!r}."))

@@ -25,6 +25,7 @@ from mlmx.data.rows_from_store import open_rows
 from mlmx.data.store import TokenStore
 from mlmx.errors import UserError
 from mlmx.fingerprint import canonical_json
+from mlmx.inputs import told_in_task
 from mlmx.models.encoder import Encoder
 from mlmx.models.inference import results_saved
 from mlmx.models.load import load_encoder, load_tokenizer
@@ -204,7 +205,8 @@ def run(stage: StageDir) -> None:
             signal.signal(signal.SIGTERM, lambda *_: processes.request_stop())
         tracked = processes.is_main and config["kind"] in TRACKED_KINDS
         with stage_tracker(stage, enabled=tracked) as tracker:
-            result = WORK[config["kind"]](stage, config["spec"], processes, tracker)
+            with told_in_task(config["spec"].get("task")):
+                result = WORK[config["kind"]](stage, config["spec"], processes, tracker)
             tracker.summarise(_flat_numbers(result))
         if processes.is_main:
             stage.write_result({**result, "stage_seconds": round(time.monotonic() - began, 3)})

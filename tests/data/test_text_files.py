@@ -50,6 +50,21 @@ def test_bytes_that_are_not_utf8_are_named_by_line_and_byte(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text".encode("utf-16"), r"a\.txt: the file is UTF-16"),
+        ("text".encode("utf-16-le"), r"a\.txt:1: holds NUL bytes"),
+        (gzip.compress(b"text"), r"a\.txt: the file is compressed by gzip; its name must end in \.gz"),
+        (lzma.compress(b"text"), r"a\.txt: the file is compressed by xz"),
+    ],
+)
+def test_what_is_no_utf8_text_is_recognised(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        list(read_lines(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize(
     "content", [gzip.compress(b"line\n" * 10000, mtime=0)[:-20], b"no gzip at all"], ids=["cut off", "no gzip"]
 )
 def test_broken_compression_is_the_users_error(tmp_path: Path, content: bytes) -> None:

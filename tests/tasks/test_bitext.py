@@ -407,12 +407,12 @@ def test_text_files_of_each_side_as_laser_publishes_them(tmp_path):
     assert {name: data.source for name, data in sets.items()} == {"deu": ["deu one"], "ell": ["ell one"]}
 
 
-def files(folder, *, gold: str = "s1\tt1\n", source: str = "s1\tone\ns2\ttwo\n") -> BitextFiles:
+def files(folder, *, gold: str = "s1\tt1\n", source: str = "s1\tone\ns2\ttwo\n", gold_complete: bool = False) -> BitextFiles:
     (folder / "source.tsv").write_text(source)
     (folder / "target.tsv").write_text("t1\teins\nt2\teins\nt3\t \nt4\tvier\n")
     (folder / "gold.tsv").write_text(gold)
     paths = {name: folder / f"{name}.tsv" for name in ("source", "target", "gold")}
-    return BitextFiles(**paths, gold_complete=False, split="test")
+    return BitextFiles(**paths, gold_complete=gold_complete, split="test")
 
 
 def test_files(tmp_path, caplog):
@@ -436,6 +436,8 @@ def test_files(tmp_path, caplog):
         ({"gold": "x\ty\n"}, "gold.tsv: none of its pairs has both ids"),
         ({"gold": "s1\tt1\ns2\tt4\t0.5\n"}, "gold.tsv:2: 2 ids separated by a tab are expected, found 3 fields"),
         ({"gold": "s1\n"}, "gold.tsv:1: 2 fields separated by tabs"),
+        ({"gold": "s1\tt1\ns9\tt1\n", "gold_complete": True}, r"gold\.tsv:2: .*source\.tsv has no sentence 's9'"),
+        ({"gold": "s1\tt1\ns1\tt9\n", "gold_complete": True}, r"gold\.tsv:2: .*target\.tsv has no sentence 't9'"),
         ({"source": "s1\tone\ns1\ttwo\n"}, r"source.tsv:2: the id 's1' occurs twice"),
         ({"source": "s1 one\n"}, r"source.tsv:1: 2 fields separated by tabs"),
         ({"source": "s1\t \n"}, "source.tsv: holds no sentence"),

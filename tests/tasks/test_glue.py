@@ -114,6 +114,8 @@ def test_what_is_broken_in_the_published_files_is_left_out_and_counted(folder, c
         ("STS-B/dev.tsv", "sentence1\tsentence2\tscore\na\tb\tnan\n", "the score 'nan' is no number"),
         ("STS-B/dev.tsv", "sentence1\tsentence2\tscore\na\tb\t5.1\n", "the score '5.1' is no number from 0 to 5"),
         ("SST-2/dev.tsv", "text\tlabel\na\t1\n", "dev.tsv:2: no column 'sentence'; there are 'text', 'label'"),
+        ("SST-2/dev.tsv", "sentence\tlabel\n", "dev.tsv: holds no example"),
+        ("QQP/dev.tsv", "id\tquestion1\tquestion2\tis_duplicate\n1\tbroken\n", "dev.tsv: holds no example"),
         ("CoLA/dev.tsv", "index\tlabel\tx\tsentence\n", "dev.tsv:1: 'label' is no label of this dataset; there are 0, 1"),
     ],
 )
@@ -121,6 +123,25 @@ def test_bad_lines_are_named(folder, file, text, message):
     (folder / file).write_text(text)
     with pytest.raises(UserError, match=message):
         data(folder, file.partition("/")[0]).load("dev")
+
+
+def test_empty_classes_and_empty_texts_are_told(folder, caplog):
+    (folder / "CoLA/dev.tsv").write_text("a\t1\t\tfilm\na\t1\t\t \n")
+    with caplog.at_level(logging.WARNING):
+        task(data(folder, "CoLA")).check_data()
+    assert "it: no example of split dev has the label '0'" in caplog.text
+    assert "dev.tsv: 1 examples have an empty text, the first is 1" in caplog.text
+    (folder / "CoLA/train.tsv").write_text("a\t1\t\tfilm\na\t1\t\tplot\n")
+    with pytest.raises(UserError, match=r"task\.it\.data: the training split holds only the label '1'; two at least are needed"):
+        task(data(folder, "CoLA")).check_data()
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"), [((), "names no split to judge"), (("dev", "dev"), "names 'dev' twice"), (("ax",), "no split 'ax'")]
+)
+def test_splits_to_judge_are_there_once(folder, splits, message):
+    with pytest.raises(UserError, match=rf"task\.it\.splits: {message}"):
+        task(data(folder, "CoLA"), splits=splits)
 
 
 def test_bad_tests_and_missing_files_are_named(folder):

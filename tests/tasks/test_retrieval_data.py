@@ -97,6 +97,13 @@ def test_numbers_as_ids_are_names(folder):
         ("qrels/test.tsv", "{}q1\td1\t0\n", "test.tsv:5: document 'd1' has another score for query 'q1' in a line before."),
         ("qrels/test.tsv", "q1\td1\t1\nq2\td2\t1\n", "test.tsv:1: no column 'query-id'"),
         ("corpus.jsonl", '{}{{"_id": "d2", "title": "", "text": "again"}}\n', "corpus.jsonl:4: the id 'd2' occurs a second time."),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "task data: split 'test' has no judgements."),
+        (
+            "qrels/test.tsv",
+            "query-id\tcorpus-id\tscore\nq1\td1\t0\n",
+            "no query of split 'test' has a relevant document",
+        ),
+        ("corpus.jsonl", '{}{{"_id": true, "text": ""}}\n', "corpus.jsonl:4: column '_id' holds a bool, not a text."),
         ("corpus.jsonl", '{}{{"_id": "d 4", "text": ""}}\n', "corpus.jsonl:4: _id is 'd 4'; an id without white space is needed"),
         ("corpus.jsonl", '{}{{"_id": "d4"}}\n', "corpus.jsonl:4: there is no column 'text'; there are: '_id'."),
         ("corpus.jsonl", "{}not JSON\n", "corpus.jsonl:4: is not JSON"),
@@ -124,12 +131,19 @@ def test_missing_files_are_told_with_those_there_are(folder):
         RetrievalFiles(folder=folder).load("tets")
 
 
-def test_documents_without_any_text_are_counted(folder, caplog):
-    with (folder / "corpus.jsonl").open("a") as file:
-        file.write('{"_id": "d4", "title": "", "text": " "}\n')
+def test_empty_texts_and_queries_without_answer_are_counted(folder, caplog):
+    for name, line in (
+        ("corpus.jsonl", '{"_id": "d4", "title": "", "text": " "}\n'),
+        ("queries.jsonl", '{"_id": "q4", "text": ""}\n'),
+        ("qrels/test.tsv", "q3\td1\t0\n"),
+    ):
+        with (folder / name).open("a") as file:
+            file.write(line)
     with caplog.at_level(logging.WARNING):
         RetrievalFiles(folder=folder).load("test")
     assert "1 of 4 documents have neither title nor text" in caplog.text
+    assert "1 of 4 queries have no text" in caplog.text
+    assert "1 of 3 queries of split test have no relevant document" in caplog.text
 
 
 def test_a_table_of_the_hub_needs_its_commit():

@@ -86,6 +86,18 @@ def test_the_benchmark_and_sick_are_read(folder):
         ),
         ("STS/STSBenchmark/sts-test.csv", "a\tb\n", "STS-B", r"sts-test\.csv:1: 2 fields; at least 7"),
         ("SICK/SICK_test_annotated.txt", "pair_ID\tA\n1\ta\n", "SICK-R", r"annotated\.txt:2: no column 'sentence_A'"),
+        (
+            "SICK/SICK_test_annotated.txt",
+            "pair_ID\tsentence_A\tsentence_B\trelatedness_score\n1\ta\tb\t2\n1\tc\td\t3\n",
+            "SICK-R",
+            r"annotated\.txt:3: a second pair '1'",
+        ),
+        (
+            "SICK/SICK_test_annotated.txt",
+            "pair_ID\tsentence_A\tsentence_B\trelatedness_score\n",
+            "SICK-R",
+            "there is no pair of SICK-R in",
+        ),
         (None, "", "STS12", r"holds no STS/STS12-en-test/STS\.input\.MSRpar\.txt"),
     ],
 )

@@ -35,6 +35,15 @@ def test_all_formats_give_the_same_records(tmp_path, suffix, compress):
         ("a.jsonl", b'{"text": 1}\n[1]\n', "a.jsonl:2: is a JSON list"),
         ("a.jsonl", b"{\n", "a.jsonl:1: is not JSON"),
         ("a.tsv", b"txt\tlabel\nx\ty\n", r"a.tsv:1: no column 'text'; there are 'txt', 'label'"),
+        (
+            "a.tsv",
+            b"text,label\nx,y\n",
+            "there are 'text,label'. Are the columns separated by something else",
+        ),
+        ("a.tsv", b"text\ttext\nx\ty\n", "a.tsv:1: several columns are called 'text'"),
+        ("a.tsv", b"text\tlabel\nx\ty\tz\n", "a.tsv:2: 3 fields, but there are 2 columns: text, label"),
+        ("a.jsonl", b'{"text": ["a"]}\n', "a.jsonl:1: column 'text' holds a list; a text, a number or a boolean is needed"),
+        ("a.jsonl", b'{"text": "\\ud83d"}\n', "a.jsonl:1: column 'text' holds half of a surrogate pair"),
         ("a.tsv", b"text\tlabel\nx\n", "a.tsv:2: 1 fields, but there are 2 columns: text, label"),
         ("a.tsv", b"text\nx\n\xff\n", "a.tsv:3: byte 1 of the line .* is not UTF-8"),
         ("a.tsv", b"", "a.tsv: the file is empty"),
@@ -48,6 +57,11 @@ def test_bad_input_is_told_with_file_and_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         list(read_records(tmp_path / name, ["text"]))
+
+
+def test_what_json_has_besides_texts_becomes_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": {value}}}\n' for value in ("1", "2.5", "true", "null", "NaN")))
+    assert [record["text"] for _, record in read_records(tmp_path / "a.jsonl", ["text"])] == ["1", "2.5", "true", "", ""]
 
 
 def test_missing_file_and_missing_field(tmp_path):

@@ -191,6 +191,14 @@ def test_tags_of_treebanks(tmp_path, make_encoder):
         assert task(tmp_path, layer=layer, corpora={"train": node, "test": node}).labels == tuple(tags)
 
 
+def test_a_treebank_without_parts_of_speech_is_no_data_for_them(tmp_path):
+    (tmp_path / "a.conllu").write_text("1\tghar" + "\t_" * 8 + "\n\n")
+    node = {"_target_": "mlmx.data.corpora.conllu.ConllUCorpus", "path": str(tmp_path / "a.conllu"), "language": "en"}
+    node |= {"entity_key": None, "entity_scheme": "detect", "language_key": None}
+    with pytest.raises(UserError, match=r"corpora\.test: .*a\.conllu:1 has words without a part of speech \('_'\)"):
+        task(tmp_path, more={"test": node, "train": conll(tmp_path / "t.conll", TRAIN, pos_column=1)}, layer="pos").check_data()
+
+
 def chunks(tags: list[str]) -> set[tuple[str, int, int]]:
     # As conlleval does: a chunk ends where the class changes, at O and at B.
     found, start = set(), None
@@ -249,6 +257,7 @@ def test_unseen_tags_and_words_without_pieces_are_reported(tmp_path, make_encode
     assert "tags of split test that never occur in training, so that they count as wrong: {'B-MISC': 1}; first" in caplog.text
     assert "test.conll:1" in caplog.text
     assert "1 words of split test have no pieces in this tokenizer" in caplog.text
+    assert "tags of training that do not occur in split test: B-LOC, B-PER, I-PER" in caplog.text
     assert evaluation.predictions[0]["predicted"][1] == "O"
     assert {score.split for score in evaluation.scores} == {"dev", "test"}
 
@@ -271,6 +280,7 @@ def test_microworld_parts_of_speech(make_encoder, tmp_path):
             r"train.conll:2: 'L-PER' is no entity tag of IOBES, which has O, B-X, I-X, E-X, S-X",
         ),
         ({"train": "Anna\n\n"}, r"train.conll:1: has 1 columns, so that column 1 \(entity_column\) is missing"),
+        ({"train": "Anna\tO\nB.\tO\n\n"}, r"task\.tagging\.corpora\.train: the training sentences hold only the tag 'O'"),
         ({"train": "\n\n"}, r"task.tagging.corpora.train: holds no sentence"),
         ({"layer": "pos"}, r"task.tagging.corpora.train: .*train.conll:1 has no gold tags of layer 'pos'"),
         ({"max_length": 65}, "task.tagging.max_length: 65 is more than the 64 positions"),

@@ -9,6 +9,8 @@ from mlmx.data.corpora.sentences import Block, Sentence, SentenceCorpus, columns
 from mlmx.data.entity_schemes import Scheme
 from mlmx.errors import user_error
 
+_DOCUMENT = "-DOCSTART-"
+
 
 class ConllCorpus(SentenceCorpus):
     """CoNLL column files: one token a line, a blank line after each sentence; with gold tags where there are columns for them.
@@ -51,6 +53,9 @@ class ConllCorpus(SentenceCorpus):
     def read(self, block: Block) -> Sentence | None:
         needed = [("token_column", self.token_column), *((f"{layer}_column", column) for layer, column in self.tag_columns.items())]
         lines = [item for item in block if self.comment is None or not item[1].startswith(self.comment)]
+        for where, line in lines:
+            if line.startswith(_DOCUMENT):
+                raise user_error(where, f"is no word, but the beginning of a document; set comment to {_DOCUMENT!r}.")
         rows = [(where, columns_of(where, line, lambda text: text.split(self.separator), needed)) for where, line in lines]
         if not rows:
             return None

@@ -112,6 +112,13 @@ def test_missing_tsv_columns(tmp_path: Path, settings: dict[str, Any], message: 
         texts(corpus("tsv", path=str(tmp_path / "a.tsv"), **settings))
 
 
+@pytest.mark.parametrize(("header", "content"), [(True, "text\tx\na\tb\na\tb\tc\n"), (False, "a\tb\na\tb\na\tb\tc\n")])
+def test_a_tab_within_a_text_is_told(tmp_path: Path, header: bool, content: str) -> None:
+    (tmp_path / "a.tsv").write_text(content)
+    with pytest.raises(UserError, match=r"a\.tsv:3: has 3 fields, more than the 2 of the first line; is there a tab in a text\?"):
+        texts(corpus("tsv", path=str(tmp_path / "a.tsv"), column=0, header=header))
+
+
 def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     table = pyarrow.table({"text": ["a", None, "c"], "t": [{"en": "x"}, {"en": "y"}, {"en": "z"}]})
@@ -174,6 +181,13 @@ def test_conllu_with_an_empty_form(tmp_path: Path) -> None:
         texts(corpus("conllu", path=str(tmp_path / "a.conllu")))
 
 
+@pytest.mark.parametrize("after", ["", "3\tHaus" + "\t_" * 8 + "\n"])
+def test_conllu_with_a_token_without_words(tmp_path: Path, after: str) -> None:
+    (tmp_path / "a.conllu").write_text("1-2\tzum" + "\t_" * 8 + "\n" + after)
+    with pytest.raises(UserError, match=r"a\.conllu:1: the words that this token consists of do not follow"):
+        texts(corpus("conllu", path=str(tmp_path / "a.conllu")))
+
+
 def test_other_columns_are_no_conllu(tmp_path: Path) -> None:
     (tmp_path / "a.conllu").write_text("\t".join(["Er", *"_________"]) + "\n\n")
     with pytest.raises(UserError, match=r"a\.conllu:1: 'Er' is no word's number"):
@@ -190,8 +204,23 @@ def test_conll_columns(tmp_path: Path) -> None:
     assert first.tags == {"pos": ["NNP", "NNP"], "entity": ["B-PER", "I-PER"]}
     assert second.text == "sleeps"
     assert source.skipped == {"sentence without words": 1}
-    with pytest.raises(UserError, match=r"a\.conll:1: has 2 columns, so that column 2 \(entity_column\) is missing"):
+    with pytest.raises(UserError, match=r"a\.conll:1: is no word, but the beginning of a document; set comment to '-DOCSTART-'"):
         texts(corpus("conll", path=str(tmp_path / "a.conll"), **{**settings, "comment": None}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("Ms\tO\nSmith\n", r"2: has 1 columns, so that column 1 \(entity_column\) is missing"),
+        ("Ms\tO\nSmith\tO\tx\n", "2: has 3 columns, but the first line of its sentence 2"),
+        ("Ms\tO\n \tO\n", "2: token_column holds nothing"),
+        ("Ms\tO\nSmith\t\n", "2: entity_column holds nothing"),
+    ],
+)
+def test_ragged_conll(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.conll").write_text(content)
+    with pytest.raises(UserError, match=rf"a\.conll:{message}"):
+        texts(corpus("conll", path=str(tmp_path / "a.conll")))
 
 
 def write_sides(folder: Path, first: str, second: str) -> list[str]:
