@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +20,8 @@ from mlmx.data.progress import progress_bar
 from mlmx.data.rows import RowDataset
 from mlmx.data.saved_results import SavedResults
 from mlmx.training.parallel import ProcessGroup, current
+
+log = logging.getLogger(__name__)
 
 # Batches that each process has between two exchanges: enough that nobody waits for long, few enough to hold in memory.
 _BATCHES_OF_A_ROUND = 16
@@ -83,6 +86,8 @@ def by_batch(
         return sum(int(rows.lengths[indices].sum()) for indices in some)
 
     total = sum(map(num_tokens, rounds))
+    if len(missing) < len(batches) and processes.is_main:
+        log.warning("%s: goes on after %d of %d batches", what, len(batches) - len(missing), len(batches))
     for some in progress_bar(rounds, f"{what}, tokens", total=total, size=num_tokens, show=processes.is_main):
         shares = [some[rank :: processes.size] for rank in range(processes.size)]
         with torch.inference_mode():

@@ -74,7 +74,7 @@ NUM_BATCHES = len(batches_by_length(Rows().lengths, BATCH_TOKENS))
 
 
 @pytest.mark.parametrize("after", [0, 1, NUM_BATCHES // 2, NUM_BATCHES - 1])
-def test_no_batch_is_computed_twice(tmp_path, after):
+def test_no_batch_is_computed_twice(tmp_path, after, caplog):
     assert NUM_BATCHES > 8
     expected = results(Judge(Rows()))
     killed(tmp_path / "results", after)
@@ -82,6 +82,7 @@ def test_no_batch_is_computed_twice(tmp_path, after):
     with results_saved(tmp_path / "results", "x"):
         np.testing.assert_array_equal(results(again), expected)
     assert again.num_batches == NUM_BATCHES - after
+    assert caplog.messages == ([f"judge: goes on after {after} of {NUM_BATCHES} batches"] if after else [])
     assert list(tmp_path.iterdir()) == []
 
 
