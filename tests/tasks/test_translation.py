@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,8 +19,7 @@ from mlmx.errors import UserError
 from mlmx.tasks.translation import Translation
 from mlmx.tasks.translator import TERM, Translator
 from mlmx.training.optim import optimizer_for
-from tests.integration.chains import SETTINGS as CHAIN
-from tests.integration.chains import mlmx, stage, stages, summaries
+from tests.integration.chains import ROOT, SECONDS, environment, stage, stages, summaries
 
 # Each word has one of the other language, and their order is turned around.
 WORDS = {f"w{i}": f"v{i}" for i in range(12)}
@@ -190,10 +191,14 @@ def test_the_pairs_that_a_curation_keeps(tmp_path, encoder, caplog):
 
 
 def test_a_chain_curates_and_translates(tmp_path):
-    small = ["num_layers=1", "hidden_size=32", "num_heads=2", "intermediate_size=64", "test.num_pairs=20", "trainer.max_steps=5"]
-    overrides = ["task=[translation,curation]", "task.translation.train=curation", "task.curation.corpus.num_pairs=100"]
-    overrides += ["task.curation.num_kept=40", "task.curation.precision_at=[10]", *(f"task.translation.{one}" for one in small)]
-    mlmx(*overrides, outputs=tmp_path, settings=[*CHAIN, "trainer.max_steps=2"])
+    sizes = ["num_layers=1", "hidden_size=32", "num_heads=2", "intermediate_size=64"]
+    small = ["model.tokenizer.vocab_size=500", "corpus.num_pairs=200", *(f"model.{one}" for one in sizes)]
+    small += ["task.curation.corpus.num_pairs=100", "task.curation.num_kept=40", "task.curation.precision_at=[10]"]
+    small += [f"task.translation.{one}" for one in (*sizes, "test.num_pairs=20", "trainer.max_steps=5")]
+    chain = ["task=[translation,curation]", "task.translation.train=curation", f"outputs={tmp_path}", "tracker=none"]
+    command = [sys.executable, "-m", "mlmx", "finetune", *chain, *small, "parallel.device=cpu", "parallel.num_threads=1"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     (curation,), (judged,) = (stages(tmp_path, f"eval-{name}") for name in ("curation", "translation"))
     finetuned = stage(tmp_path, "finetune")
     assert finetuned.parent("train").path == curation.path
