@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         encoder = load_encoder(given.encoder)
         encoder.sentence = sentence_model(StageDir(given.stage), encoder, given.pooling)
+        encoder.drop_head()  # of which Sentence-Transformers would say that it was not expected
         encoder.save(given.out)
     except UserError as error:
         sys.stderr.write(f"{error}\n")

@@ -67,9 +67,10 @@ def test_a_stage_becomes_a_folder_of_sentence_transformers(tmp_path):
     export(directory.path, out, form="sentence-transformers", pooling="cls")
     assert load_encoder(out).sentence == SentenceModel(pooling="cls", normalize=True, max_length=16)
     assert json.loads((out / "modules.json").read_text())[1]["type"] == "sentence_transformers.models.Pooling"
-    ours = load_encoder(directory.path)
-    for name, tensor in load_encoder(out).state_dict().items():
-        assert torch.equal(tensor, ours.state_dict()[name])
+    written, ours = load_encoder(out), load_encoder(directory.path)
+    assert written.head is None
+    for name, tensor in ours.base.state_dict().items():
+        assert torch.equal(tensor, written.base.state_dict()[name])
     assert [path.name for path in out.parent.iterdir()] == ["where"]
     with pytest.raises(UserError, match=r"--out: .*where is there already"):
         export(directory.path, out, form="sentence-transformers", pooling=None)
