@@ -2,20 +2,20 @@
 
 import pytest
 
-from tests.integration.chains import mlmx, summaries
+from tests.integration.chains import SECONDS, mlmx, summaries
 
 STEPS = 1600  # of 1,024 tokens
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(16 * SECONDS)
 def test_words_and_an_untrained_encoder_stay_well_below_a_pretrained_one(tmp_path):
     for steps in (STEPS, 0):
         mlmx(
             f"trainer.max_steps={steps}",
             outputs=tmp_path,
             settings=["experiment=demo", "task=[retrieval,retrieval_tuned]"],
-            seconds=1700,
+            seconds=8 * SECONDS,
         )
     pretrained, untrained = (
         {(score["task"], score["split"], score["metric"]): score["value"] for score in run["scores"]} for run in summaries(tmp_path)
