@@ -118,6 +118,8 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
                 yield f"{path}:{number}", text.rstrip("\r\n").removeprefix("\ufeff" if number == 1 else "")
     except FileNotFoundError as error:
         raise user_error(str(path), "no such file.") from error
+    except IsADirectoryError as error:
+        raise user_error(str(path), "is a folder; a file is needed.") from error
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         raise user_error(f"{path}:{number + 1}", f"cannot be read on: {error}.") from error
     if number == 0:

@@ -49,6 +49,11 @@ def test_bytes_that_are_not_utf8_are_named_by_line_and_byte(tmp_path: Path) -> N
         list(read_lines(path))
 
 
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder; a file is needed"):
+        list(read_lines(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
