@@ -150,7 +150,7 @@ class Task(ABC):
         raise NotImplementedError(f"{self.name} has no training data")
 
     def check_data(self) -> None:  # noqa: B027 - made-up data have no mistakes
-        """Read what the task trains on and judges by, so that mistakes in it are told before time is spent; keep none of it.
+        """Read what the task trains on and judges by, so that mistakes in it are told before time is spent.
 
         Raises:
             UserError: if something is wrong with it.
