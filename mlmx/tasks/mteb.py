@@ -73,6 +73,11 @@ class Mteb(Task):
         )
         self.batch_tokens = batch_tokens
 
+    def check_data(self) -> None:
+        for task in self.tasks:
+            self._load(task)
+            task.unload_data()
+
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
         mteb = _mteb()
         encoder = model.encoder if isinstance(model, Objective) else model
