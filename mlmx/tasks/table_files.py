@@ -84,18 +84,18 @@ def check_columns(columns: Sequence[str], available: Sequence[str], where: str) 
     Raises:
         UserError: naming every column that it has not, or has twice.
     """
-    told = ", ".join(map(repr, available)) + "."
-    hint = "Are the columns separated by something else?"
-    problems = []
-    for column in columns:
-        if len(available) == 1 and set(available[0]) & set(",;\t"):
-            problems.append(Problem(where, f"no column {column!r}; there are {told} {hint}"))
-        elif column not in available:
-            problems.append(Problem(where, f"no column {column!r}; there are {told}", nearest(column, available)))
-        elif list(available).count(column) > 1:
-            problems.append(Problem(where, f"several columns are called {column!r}."))
-    if problems:
-        raise UserError(problems)
+    wrong = [column for column in columns if available.count(column) != 1]
+    if wrong:
+        raise UserError([_column_problem(column, available, where) for column in wrong])
+
+
+def _column_problem(column: str, available: Sequence[str], where: str) -> Problem:
+    if column in available:
+        return Problem(where, f"several columns are called {column!r}.")
+    message = f"no column {column!r}; there are {', '.join(map(repr, available))}."
+    if len(available) == 1 and set(available[0]) & set(",;\t"):
+        return Problem(where, f"{message} Are the columns separated by something else?")
+    return Problem(where, message, nearest(column, available))
 
 
 def _jsonl_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
