@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlmx.tasks.search import Floats, Indices, Largest, score_blocks
+from mlmx.tasks.search import Best, Floats, Indices, Largest, score_blocks
 
 Margin = Literal["ratio", "distance", "absolute"]
 Retrieval = Literal["forward", "backward", "intersection", "max"]
@@ -101,7 +101,7 @@ def best_matches(
     """
     means = _margin_means(source_SD, target_RD, margin, num_neighbors, device)
     source_means, target_means = (torch.from_numpy(side).to(device) for side in means)
-    forward, backward = _Best(len(source_SD), device), _Best(len(target_RD), device)
+    forward, backward = Best(len(source_SD), device), Best(len(target_RD), device)
     for rows, columns, cosines_BC in score_blocks(source_SD, target_RD, device=device):
         scores_BC = _margin_scores(cosines_BC, source_means[rows, None], target_means[columns], margin)
         forward.update(rows, columns.start, scores_BC)
@@ -157,22 +157,6 @@ def mine(matches: Matches, retrieval: Retrieval) -> MinedPairs:
         kept = _each_sentence_once(pairs)
         pairs, scores = pairs[kept], scores[kept]
     return MinedPairs(pairs, scores)
-
-
-class _Best:
-    # The largest score of each row and where it stands, the first of equal ones, of a matrix that is seen block by block.
-    def __init__(self, num_rows: int, device: torch.device) -> None:
-        self.scores = torch.full((num_rows,), -torch.inf, device=device)
-        self.columns = torch.zeros(num_rows, dtype=torch.int64, device=device)
-
-    def update(self, rows: slice, first_column: int, scores_BC: Tensor) -> None:
-        scores, columns = scores_BC.max(dim=1)
-        better = scores > self.scores[rows]
-        self.columns[rows] = torch.where(better, columns + first_column, self.columns[rows])
-        self.scores[rows] = torch.where(better, scores, self.scores[rows])
-
-    def arrays(self) -> tuple[Indices, Floats]:
-        return self.columns.cpu().numpy(), self.scores.cpu().numpy()
 
 
 def _positive(means: Floats, side: str) -> Floats:

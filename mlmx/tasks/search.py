@@ -37,11 +37,35 @@ class Neighbours:
 
     Attributes:
         indices: (Q, K) documents.
-        scores: (Q, K) their inner products, falling; equal ones in any order.
+        scores: (Q, K) their inner products, falling; equal ones in any order, of which the first is kept where K is 1.
     """
 
     indices: Indices
     scores: Floats
+
+
+class Best:
+    """The largest score of each row of a matrix that is seen block by block, and the first column where it stands.
+
+    Attributes:
+        scores: (Q,); -inf where none was seen.
+        columns: (Q,).
+    """
+
+    def __init__(self, num_rows: int, device: torch.device) -> None:
+        self.scores = torch.full((num_rows,), -torch.inf, device=device)
+        self.columns = torch.zeros(num_rows, dtype=torch.int64, device=device)
+
+    def update(self, rows: slice, first_column: int, scores_QB: Tensor) -> None:
+        """Take in the scores of some rows in the columns from ``first_column`` on; columns come in their order."""
+        scores, columns = scores_QB.max(dim=1)
+        better = scores > self.scores[rows]
+        self.columns[rows] = torch.where(better, columns + first_column, self.columns[rows])
+        self.scores[rows] = torch.where(better, scores, self.scores[rows])
+
+    def arrays(self) -> tuple[Indices, Floats]:
+        """Return the columns and their scores."""
+        return self.columns.cpu().numpy(), self.scores.cpu().numpy()
 
 
 class Largest:
@@ -95,6 +119,12 @@ def nearest(queries_QD: Floats, documents_ND: Floats, num_results: int, *, devic
         device: where the products are made.
     """
     num_results = min(num_results, len(documents_ND))
+    if num_results == 1:
+        best_of_all = Best(len(queries_QD), device)
+        for rows, columns, scores_QB in score_blocks(queries_QD, documents_ND, device=device):
+            best_of_all.update(rows, columns.start, scores_QB)
+        index, score = best_of_all.arrays()
+        return Neighbours(index[:, None], score[:, None])
     indices = np.empty((len(queries_QD), num_results), np.int64)
     scores = np.empty((len(queries_QD), num_results), np.float32)
     for rows, columns, scores_QB in score_blocks(queries_QD, documents_ND, device=device):

@@ -45,6 +45,15 @@ def test_equal_documents_are_all_found(monkeypatch):
     np.testing.assert_array_equal(found.scores[0], [4, 4, 4, 2, 2])
 
 
+def test_of_equal_documents_the_first_is_the_nearest(monkeypatch):
+    monkeypatch.setattr(search, "_CPU_BLOCK", (4, 8))
+    documents = np.ones((50, 2), np.float32)
+    documents[[17, 3, 41, 42]] = 2
+    found = nearest(np.ones((5, 2), np.float32), documents, 1)
+    np.testing.assert_array_equal(found.indices, np.full((5, 1), 3))
+    np.testing.assert_array_equal(found.scores, np.full((5, 1), 4))
+
+
 def test_a_read_only_memory_map_is_searched(tmp_path):
     queries, documents = embeddings(3, 0), embeddings(50, 1)
     np.save(tmp_path / "index.npy", documents)
