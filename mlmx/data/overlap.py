@@ -8,9 +8,9 @@ for one of 10^6 that are looked for has a probability of 10^9 * 10^6 / 2^64 = 5e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,9 @@ class OverlapSearch:
 
     def look(self, lines: Sequence[str]) -> None:
         """Look at more lines of the corpus."""
-        for block in _blocks(lines):
+        # Lines of ASCII by themselves, since they need no normalisation.
+        ascii_lines, others = ([line for line in lines if line.isascii() is plain] for plain in (True, False))
+        for block in chain(_blocks(ascii_lines), _blocks(others)):
             words_W, counts = word_hashes(block)
             self._lines.look(sums_of_runs(words_W, offsets_of(counts)[:-1][counts > 0]))
             if self._runs:
@@ -117,25 +119,22 @@ def _runs_of(words_W: Hashes, owners_W: NDArray[np.int64], length: int) -> _Want
 
 def _words(texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
     # Of all texts, in their order.
-    parts = [word_hashes([text]) for text in texts]
-    if not parts:
-        return word_hashes([])
+    parts = [word_hashes(block) for block in _blocks(texts)] or [word_hashes([])]
     return np.concatenate([words for words, _ in parts]), np.concatenate([counts for _, counts in parts])
 
 
-def _blocks(lines: Sequence[str]) -> Iterator[list[str]]:
-    # Lines of ASCII by themselves, since they need no normalisation; so few at a time that their numbers stay in the cache.
-    for some in (line for line in lines if line.isascii()), (line for line in lines if not line.isascii()):
-        block: list[str] = []
-        size = 0
-        for line in some:
-            block.append(line)
-            size += len(line)
-            if size >= _BLOCK_CHARACTERS:
-                yield block
-                block, size = [], 0
-        if block:
+def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
+    # So many lines at a time that the numbers made of them stay in the cache.
+    block: list[str] = []
+    size = 0
+    for line in lines:
+        block.append(line)
+        size += len(line)
+        if size >= _BLOCK_CHARACTERS:
             yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def _rolling(words_W: Hashes, longest: int) -> Iterator[tuple[int, Hashes]]:
