@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from mlmx.report.rows import Row
 
+# Splits of a task without any such example; languages may be many.
+_MOST_NAMED = 3
+
 
 def contamination_notes(rows: Sequence[Row]) -> list[str]:
     """Say of each set of examples how many also occur in a pretraining corpus, and for which rows."""
@@ -14,17 +17,21 @@ def contamination_notes(rows: Sequence[Row]) -> list[str]:
         for place, count in _counts(row).items():
             counts.setdefault(place, {}).setdefault(count, []).append(row.label)
     notes = []
-    clean = []
+    clean: dict[tuple[str, str], list[str]] = {}
     for (task, split), found in sorted(counts.items()):
         for (number, total), labels in sorted(found.items()):
             which = "" if len(found) == 1 else f" ({'; '.join(labels)})"
             if number:
                 notes.append(f"{number:,} of {total:,} examples of {task}, {split} also occur in a pretraining corpus{which}.")
             else:
-                clean.append(f"{task}, {split}{which}")
+                clean.setdefault((task, which), []).append(split)
     if notes:
         notes.append("contamination.jsonl of each evaluation lists these; decontamination.leave_out=true adds scores without them.")
-    return notes + [f"No example occurs in a pretraining corpus: {'; '.join(clean)}."] * bool(clean)
+    told = [
+        f"{task}, {f'{len(splits)} splits' if len(splits) > _MOST_NAMED else ', '.join(splits)}{which}"
+        for (task, which), splits in clean.items()
+    ]
+    return notes + [f"No example occurs in a pretraining corpus: {'; '.join(told)}."] * bool(told)
 
 
 def _counts(row: Row) -> dict[tuple[str, str], tuple[int, int]]:
