@@ -97,17 +97,16 @@ def predict_words(model: TokenClassification, rows: WordRows, *, batch_tokens: i
     device = next(model.parameters()).device
 
     def tagged(indices: NDArray[np.int64]) -> NDArray[np.generic]:
-        # (words, 3): sentence, position in it, class.
-        taken = rows.take(indices)
-        batch = packed_batch(taken, BatchContext(keys=np.zeros(len(indices), np.int64)), counts={}).to(device)
-        positions = rows.word_positions(indices)
-        first = np.flatnonzero(positions >= 0)
-        classes = model.head(model.encoder(batch)[torch.from_numpy(first).to(device)]).argmax(dim=1).cpu().numpy()
-        sentences = rows.sentences[indices][taken.row_of_token[first]]
-        return np.stack([sentences, positions[first], classes], axis=1)
+        # (T,) classes of all tokens: which of them begin a word of which sentence is not theirs to say.
+        batch = packed_batch(rows.take(indices), BatchContext(keys=np.zeros(len(indices), np.int64)), counts={}).to(device)
+        classes: NDArray[np.int64] = model.head(model.encoder(batch)).argmax(dim=1).cpu().numpy()
+        return classes
 
     predictions: list[dict[int, int]] = [{} for _ in range(rows.num_sentences)]
-    for _, words in by_batch(rows, tagged, batch_tokens=batch_tokens, what="tag"):
-        for sentence, word, label in words.tolist():
+    for indices, classes in by_batch(rows, tagged, batch_tokens=batch_tokens, what="tag"):
+        positions = rows.word_positions(indices)
+        first = np.flatnonzero(positions >= 0)
+        sentences = rows.sentences[indices].repeat(rows.lengths[indices])[first]
+        for sentence, word, label in zip(sentences.tolist(), positions[first].tolist(), classes[first].tolist(), strict=True):
             predictions[sentence][word] = label
     return predictions
