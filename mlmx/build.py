@@ -8,7 +8,11 @@ never reach the constructor:
 ``_inputs_``     settings that name files or folders (or a hub repository): their content is hashed, not their path.
 ``_no_effect_``  settings without effect on results, left out of the fingerprint.
 ``_tasks_``      settings of a task that may name another task of the run: it comes first, and leaves something to read.
+``_statistics_`` settings of an objective that are statistics of its corpus: each is collected by a stage of its own.
 ``_no_effect_on_training_``  settings of a task that say only how it judges: changed, it judges what was fine-tuned before.
+
+A node inside another one is built first, unless its class takes runtime objects: then the outer constructor gets it
+:class:`Unbuilt`, and builds it when it has them.
 
 Settings that contradict each other are told before anything starts. A constructor without runtime objects tells them itself; a
 class that needs some, such as an objective, may have a static method ``check_settings`` that takes the settings and tells.
@@ -22,9 +26,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
 from mlmx.errors import Problem, UserError, nearest
 from mlmx.target import adapter_of, imported, load_target, names_of, num_runtime_objects, settings_parameters, wrong_kind
@@ -46,6 +51,7 @@ _KINDS = {
     "corpus": "mlmx.data.corpus.Corpus",
     "corpora": "mlmx.data.corpus.Corpus",
     "annotator": "mlmx.data.corpus.Annotator",
+    "statistic": "mlmx.data.statistic.Statistic",
     "objective": "mlmx.objectives.objective.Objective",
     "trainer": "mlmx.training.trainer.Trainer",
     "task": "mlmx.tasks.task.Task",
@@ -53,10 +59,36 @@ _KINDS = {
 
 # Slots whose constructors take their settings down and read no more than dictionaries, so that building one is a way to find
 # settings that contradict each other. An objective's needs an encoder.
-_DESCRIBED = ("model", "tokenizer", "corpus", "corpora", "annotator", "trainer", "task")
+_DESCRIBED = ("model", "tokenizer", "corpus", "corpora", "annotator", "statistic", "trainer", "task")
 
 # What YAML has besides components.
 _PLAIN = (str, int, float, list, dict, type(None))
+
+
+Component = TypeVar("Component")
+
+
+class Unbuilt(Generic[Component]):
+    """A component inside another one that needs runtime objects, which the outer one has; ``Unbuilt[Objective]`` is its setting.
+
+    Args:
+        node: the component.
+        where: its place in the config, for messages.
+    """
+
+    def __init__(self, node: Mapping[str, Any], where: str) -> None:
+        self._node, self._where = node, where
+
+    def build(self, *runtime: object) -> Component:
+        """Build it with these positional arguments of its constructor."""
+        component: Component = _build(self._node, runtime, self._where)
+        return component
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        # What is checked is the class of the node.
+        (kind,) = get_args(source)
+        return core_schema.is_instance_schema(kind)
 
 
 def is_node(value: object) -> bool:
@@ -72,6 +104,23 @@ def is_description(key: str) -> bool:
 def tasks_read_by(task: Mapping[str, Any]) -> dict[str, str]:
     """Return setting -> the other task of the run that a task's node names there."""
     return {setting: task[setting] for setting in task.get("_tasks_") or () if isinstance(task.get(setting), str)}
+
+
+def listed_settings(value: Any, by: str, where: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (dotted setting, its key, its node) for every setting that a node in a spec lists under a key such as ``_inputs_``."""
+    if isinstance(value, dict):
+        for key in value.get(by) or ():
+            yield (f"{where}.{key}" if where else key), key, value
+        for key, inner in value.items():
+            yield from listed_settings(inner, by, f"{where}.{key}" if where else key)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from listed_settings(inner, by, f"{where}.{i}")
+
+
+def statistics_of(objective: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return dotted setting -> node of the statistics that an objective, or one inside it, needs of its corpus."""
+    return {where: node[key] for where, key, node in listed_settings(objective, "_statistics_") if is_node(node.get(key))}
 
 
 def settings_of(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +231,8 @@ def _in_place(problem: Problem, where: str, parameters: Mapping[str, Any]) -> Pr
 
 def _build_nested(value: Any, where: str) -> Any:
     if is_node(value):
-        return _build(value, (), where)
+        needs_more = num_runtime_objects(load_target(value["_target_"], where))
+        return Unbuilt[Any](value, where) if needs_more else _build(value, (), where)
     if isinstance(value, Mapping):
         return {key: _build_nested(inner, f"{where}.{key}") for key, inner in value.items()}
     if isinstance(value, list):

@@ -9,20 +9,13 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from mlmx.build import MISSING
+from mlmx.build import MISSING, listed_settings
 from mlmx.errors import Problem, UserError, nearest
 
 
 def input_settings(value: Any, where: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (dotted setting, its key, its node) for every setting that ``_inputs_`` names in a spec."""
-    if isinstance(value, dict):
-        for key in value.get("_inputs_") or ():
-            yield (f"{where}.{key}" if where else key), key, value
-        for key, inner in value.items():
-            yield from input_settings(inner, f"{where}.{key}" if where else key)
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            yield from input_settings(inner, f"{where}.{i}")
+    return listed_settings(value, "_inputs_", where)
 
 
 def _matches(path: str) -> list[str]:

@@ -29,7 +29,7 @@ DRIVER_VARIABLE = "MLMX_DRIVER"
 EXIT_USER_ERROR = 2
 """Exit code of a worker whose user can mend what went wrong."""
 
-KINDS = ("prepare", "annotate", "pretrain", "finetune", "eval")
+KINDS = ("prepare", "annotate", "collect", "pretrain", "finetune", "eval")
 
 TRAINING_KINDS = ("pretrain", "finetune")
 """Stages that write checkpoints."""
@@ -189,7 +189,7 @@ class StageDir:
 
     @property
     def data_dir(self) -> Path:
-        """Shards of a prepared corpus, or arrays of annotations."""
+        """Shards of a prepared corpus, or arrays of annotations or of a statistic."""
         return self.path / "data"
 
     @property

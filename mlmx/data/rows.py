@@ -9,12 +9,14 @@ Rows of a micro-batch are stored flat, so that masking and packing are vectorise
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mlmx.data.arrays import Arrays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +99,10 @@ class CorpusInfo:
         parallel: whether examples are pairs.
         languages: language codes; ``TokenRows.languages`` indexes it.
         tag_names: layer -> class names, index 0 being "" (not annotated); empty without an annotation stage.
+        statistics: ``mlmx.data.statistic.Statistic`` -> the arrays that its stage collected; those that the objective's YAML lists.
     """
 
     parallel: bool
     languages: tuple[str, ...]
     tag_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    statistics: Mapping[Hashable, Arrays] = field(default_factory=dict)

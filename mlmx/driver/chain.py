@@ -1,4 +1,4 @@
-"""Running a chain: prepare, annotate, pretrain, finetune, evaluate, and the summary of it all."""
+"""Running a chain: prepare, annotate, collect, pretrain, finetune, evaluate, and the summary of it all."""
 
 from __future__ import annotations
 

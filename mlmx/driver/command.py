@@ -29,7 +29,7 @@ class StageFailedError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """The processes of a stage, as ``parallel`` describes them; preparations and annotations have a single one.
+    """The processes of a stage, as ``parallel`` describes them; what prepares a corpus has a single one.
 
     Attributes:
         num_processes: on each node.
@@ -61,8 +61,8 @@ class Group:
             max_restarts=parallel["max_restarts"] if several else 0,
             timeout_seconds=parallel["timeout_seconds"],
             num_threads=parallel["num_threads"],
-            # Tokenising needs no GPU, and must not wait until one is free.
-            device="cpu" if kind == "prepare" else parallel["device"],
+            # Tokenising and counting need no GPU, and must not wait until one is free.
+            device="cpu" if kind in ("prepare", "collect") else parallel["device"],
         )
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlmx.build import tasks_read_by
+from mlmx.build import statistics_of, tasks_read_by
 from mlmx.errors import Problem, UserError, nearest
 from mlmx.fingerprint import canonical_json
 from mlmx.frozen import STAGE_GROUPS
@@ -100,6 +100,8 @@ def place_of(stage: Stage, setting: str) -> str:
         group, (_, _, rest) = "corpus", rest.partition(".")
     elif group == "tokenizer":
         group = "model.tokenizer"
+    elif group == "statistic":
+        group = f"objective.{stage.name}"
     return f"{group}.{rest}" if rest else group
 
 
@@ -135,7 +137,7 @@ def _wrong_references(tasks: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
 
 
 class _Builder:
-    """Builds the stages in order; equal preparations and annotations are one stage."""
+    """Builds the stages in order; equal preparations, annotations and statistics are one stage."""
 
     def __init__(self, config: Mapping[str, Any], pretrainings: list[_Pretraining]) -> None:
         self._config = config
@@ -185,12 +187,16 @@ class _Builder:
         if pretraining.needs_annotation and pretraining.annotator is not None:
             name = _name_of(pretraining.annotator, "annotator")
             annotate = self._add("annotate", name, {"annotator": pretraining.annotator}, {"prepare": prepare})
+        statistics = {
+            f"statistic.{setting}": self._add("collect", setting, {"statistic": node}, {"prepare": prepare})
+            for setting, node in statistics_of(pretraining.objective).items()
+        }
         spec = {"seed": self._config["seed"], "objective": pretraining.objective, "trainer": pretraining.trainer}
         return self._add(
             "pretrain",
             pretraining.name,
             spec if encoder is not None else {**spec, **self._start()},
-            {"tokenizer": self._tokenizer, "prepare": prepare, "annotate": annotate, "encoder": encoder},
+            {"tokenizer": self._tokenizer, "prepare": prepare, "annotate": annotate, **statistics, "encoder": encoder},
         )
 
     def _judge(self, name: str, node: Mapping[str, Any], encoder: Stage | None, read: Mapping[str, Stage]) -> Stage:

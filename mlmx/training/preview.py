@@ -1,7 +1,7 @@
 """Shows what an objective does to a corpus: ``python -m mlmx.training.preview <stage directory> <number of examples>``.
 
-The directory needs no more than the ``config.yaml`` of a pretraining whose preparation (and annotation) is finished. Masks are
-those of the first epoch. No weights are loaded.
+The directory needs no more than the ``config.yaml`` of a pretraining whose parents are finished. Masks are those of the first
+epoch. No weights are loaded.
 """
 
 # S rows, T tokens of all rows
@@ -27,7 +27,7 @@ from mlmx.build import build
 from mlmx.data.batch import BatchContext, Collator
 from mlmx.data.rows import CorpusInfo, RowDataset, TokenRows
 from mlmx.data.rows_from_store import open_rows
-from mlmx.data.store import TokenStore
+from mlmx.data.statistic import open_corpus
 from mlmx.errors import UserError, user_error
 from mlmx.keyed import permutation, row_keys
 from mlmx.models.encoder import Encoder
@@ -89,15 +89,11 @@ class Preview:
         for package in config.get("execution", {}).get("plugins", ()):
             allow_package(package)
         spec = config["spec"]
-        prepared = stage.parent("prepare")
-        assert prepared is not None, "a pretraining has a prepared corpus"
-        store = TokenStore.open(prepared.data_dir)
-        if (annotations := stage.parent("annotate")) is not None:
-            store = store.with_annotations(annotations.data_dir)
+        store, corpus = open_corpus(stage)
         # Nothing is computed, so nothing is allocated: masks depend on the vocabulary alone.
         with torch.device("meta"):
             encoder = _weightless_encoder(stage, spec)
-            objective: Objective = build(spec["objective"], encoder, store.info, where="objective")
+            objective: Objective = build(spec["objective"], encoder, corpus, where="objective")
         collator, trainer = objective.collator(), spec["trainer"]
         rows = open_rows(
             store,
@@ -107,7 +103,7 @@ class Preview:
             max_length=trainer["max_length"],
             overlong=trainer["overlong"],
         )
-        return cls(objective, collator, rows, store.info, spec["seed"])
+        return cls(objective, collator, rows, corpus, spec["seed"])
 
     def sample(self, size: int) -> NDArray[np.int64]:
         """Return the numbers of some rows, drawn from the whole corpus."""

@@ -22,6 +22,7 @@ from mlmx.build import build
 from mlmx.data.annotate import annotate_store
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
 from mlmx.data.rows_from_store import open_rows
+from mlmx.data.statistic import collect_statistic, open_corpus
 from mlmx.data.store import TokenStore
 from mlmx.errors import UserError
 from mlmx.fingerprint import canonical_json
@@ -46,7 +47,7 @@ Result = dict[str, Any]
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 128 + signal.SIGTERM
 
-# Preparation and annotation have neither curves nor scores to look at.
+# What prepares a corpus has neither curves nor scores to look at.
 TRACKED_KINDS = ("pretrain", "finetune", "eval")
 
 
@@ -66,13 +67,18 @@ def annotate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
     return annotate_store(store, annotator, stage.data_dir, identity=stage.config()["fingerprint"])
 
 
+def collect(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
+    """Compute what an objective needs to know of a prepared corpus."""
+    store = TokenStore.open(_parent(stage, "prepare").data_dir)
+    statistic = build(spec["statistic"], where=f"objective.{stage.config()['name']}")
+    return collect_statistic(store, statistic, stage.data_dir, identity=stage.config()["fingerprint"])
+
+
 def pretrain(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Train an objective on a prepared corpus."""
-    store = TokenStore.open(_parent(stage, "prepare").data_dir)
-    if (annotations := stage.parent("annotate")) is not None:
-        store = store.with_annotations(annotations.data_dir)
+    store, corpus = open_corpus(stage)
     encoder = _encoder(stage, spec)
-    objective = build(spec["objective"], encoder, store.info, where="objective")
+    objective = build(spec["objective"], encoder, corpus, where="objective")
     trainer = build(spec["trainer"], where="trainer")
     collator = objective.collator()
     rows = open_rows(
@@ -145,6 +151,7 @@ def origin_of_results(stage: StageDir, device: str) -> str:
 WORK: Mapping[str, Callable[[StageDir, Spec, ProcessGroup, Tracker], Result]] = {
     "prepare": prepare,
     "annotate": annotate,
+    "collect": collect,
     "pretrain": pretrain,
     "finetune": finetune,
     "eval": evaluate,

@@ -54,6 +54,36 @@ def test_two_pretrainings_in_a_row_with_annotation(tmp_path):
     assert place_of(second, "objective.rate") == "objective.rate"
 
 
+def test_statistics_are_collected_once_for_all_that_need_them(tmp_path):
+    config = frozen(tmp_path, chain=["one", "sum"], task={})
+    base = config["stages"].pop("pretrain")
+    counts = {"_target_": "mlmx.x.Counts", "_version_": 1}
+    needs = {**base["objective"], "_statistics_": ["counts", "clusters"], "counts": counts, "clusters": None}
+    both = {"_target_": "mlmx.x.Sum", "parts": {"a": needs, "b": {**needs, "clusters": {**counts, "number": 3}}}}
+    config["stages"] = {"one": {**base, "objective": needs}, "sum": {**base, "objective": both}}
+    collected = ("collect", "counts", {"prepare": "prepare microworld"})
+    shape = described(config)
+    assert shape[2:4] == [
+        collected,
+        (
+            "pretrain",
+            "one",
+            {"tokenizer": "prepare tokenizer", "prepare": "prepare microworld", "statistic.counts": "collect counts"},
+        ),
+    ]
+    assert shape[4][:2] == ("collect", "parts.b.clusters")
+    assert shape[5][2] == {
+        "tokenizer": "prepare tokenizer",
+        "prepare": "prepare microworld",
+        "statistic.parts.a.counts": "collect counts",
+        "statistic.parts.b.counts": "collect counts",
+        "statistic.parts.b.clusters": "collect parts.b.clusters",
+        "encoder": "pretrain one",
+    }
+    assert len(shape) == 6
+    assert place_of(stages_of(config)[4], "statistic.number") == "objective.parts.b.clusters.number"
+
+
 def test_finetune_without_pretraining(tmp_path):
     config = frozen(tmp_path, chain=[], stages={})
     config["model"] = {"_target_": "mlmx.x.Pretrained", "source": "x", "revision": "main"}
