@@ -165,6 +165,17 @@ def load_encoder(source: str | Path, *, revision: str | None = None, trust_remot
     return encoder
 
 
+def untrained(encoder: Encoder) -> Encoder:
+    """Return an encoder of the same kind and size with random weights, always the same ones; how texts become vectors stays."""
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        torch.manual_seed(0)
+        # A plain copy of the config would ask for packed attention before anyone has tried it.
+        config = encoder.base.config
+        fresh = Encoder(type(encoder.base)(type(config).from_dict(config.to_dict())), encoder.tokenizer)
+    fresh.sentence = encoder.sentence
+    return fresh
+
+
 def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer that lies beside an encoder.
 

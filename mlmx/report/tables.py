@@ -11,7 +11,7 @@ from mlmx.report.runs import RunScore, ScoreKey
 
 _MISSING = "missing"
 # Systems that a task judges beside the encoder: how the names of their metrics begin, and what their line is called.
-_REFERENCES = {"bm25_": "BM25"}
+_REFERENCES = {"bm25_": "BM25", "untrained_": "untrained", "before_pretraining_": "before pretraining"}
 
 
 @dataclass(frozen=True, slots=True)

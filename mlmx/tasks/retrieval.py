@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mlmx.build import Positive
 from mlmx.fingerprint import canonical_json
 from mlmx.models.encoder import Encoder
+from mlmx.models.load import untrained
 from mlmx.models.pooling import Pooling
 from mlmx.objectives.objective import Objective
 from mlmx.tasks.bi_encoder import Similarity
@@ -29,17 +30,21 @@ from mlmx.training.parallel import current
 # Documents tokenised at a time: their tokens and embeddings are in memory, those of the others on disk.
 _CHUNK_DOCUMENTS = 50_000
 _LISTED_DOCUMENTS = 10  # of a ranking, in a prediction
-_BM25 = "bm25_"  # before the names of metrics
+_BM25 = "bm25"
+
+# Encoders that are judged beside the one in question.
+Control = Literal["untrained", "before_pretraining"]
 
 
 class Retrieval(Task):
     """Retrieval as BEIR measures it: nDCG@10, MRR@10, Recall@100, Recall@1000 and MAP of exact search over embeddings.
 
     Values are those of trec_eval (MRR of MS MARCO's script), by ``ir_measures``: means over all queries, where a query without
-    results has 0. Beside them stand those of BM25 on the same data, ``bm25_ndcg_at_10`` and so on.
+    results has 0. Beside them stand those of BM25 on the same data, ``bm25_ndcg_at_10`` and so on, and those of encoders that show
+    what the pretraining is worth: ``untrained_ndcg_at_10``, ``before_pretraining_ndcg_at_10``.
 
-    In its stage's directory an evaluation leaves the rankings in TREC's format, ``run.<split>.trec`` and ``bm25.<split>.trec``, and
-    the embeddings of the documents, ``index/<content>.npy``, named by the hash of all that they depend on: an evaluation that was
+    In its stage's directory an evaluation leaves the rankings in TREC's format, ``run.<split>.trec``, ``bm25.<split>.trec`` and so
+    on, and the embeddings of the documents, ``index/<content>.npy``, named by the hash of all that they depend on: an evaluation that was
     interrupted, and further splits over the same documents, use them again.
 
     Args:
@@ -54,6 +59,8 @@ class Retrieval(Task):
         document_prefix: is put before each document, such as ``"passage: "``; None: what the encoder's folder says.
         ignore_identical_ids: leave out the document that is called as the query is, as ArguAna and Quora need it.
         bm25: the ranking by words that is judged beside the encoder; None for none.
+        controls: encoders that are judged beside it, without fine-tuning: ``untrained``, of the same size with random weights, and
+            ``before_pretraining``, the published one that mlmx pretrained further, where there is one.
         max_length: tokens of a text, special ones included; longer ones are cut, and the cut pieces reported. None: as many as the
             encoder's folder says.
         batch_tokens: tokens per forward.
@@ -72,6 +79,7 @@ class Retrieval(Task):
         document_prefix: str | None,
         ignore_identical_ids: bool,
         bm25: BM25 | None,
+        controls: tuple[Control, ...],
         max_length: Positive | None,
         batch_tokens: Positive,
     ) -> None:
@@ -88,6 +96,7 @@ class Retrieval(Task):
         )
         self.ignore_identical_ids = ignore_identical_ids
         self.bm25 = bm25
+        self.controls = controls
         self.batch_tokens = batch_tokens
 
     def check_data(self) -> None:
@@ -97,34 +106,41 @@ class Retrieval(Task):
     def evaluate(self, model: Encoder | Objective) -> Evaluation:
         encoder = model.encoder if isinstance(model, Objective) else model
         settings = self.embedding.resolved(encoder, task=self.name).told()
+        encoders = {"": encoder, **self._control_encoders(encoder)}
         scores: list[Score] = []
         predictions: list[dict[str, Any]] = []
         for split in self.splits:
             collection = self.data.load(split)
             # One more than is ranked, in place of the one that is called as the query is.
-            ranked = self._ranked(collection, self._search(encoder, collection, DEPTH + 1))
-            self._write_run(collection, ranked, "run")
-            values = query_scores(collection.judged, ranked)
+            found = {who: self._search(one, collection, DEPTH + 1, who) for who, one in encoders.items()}
+            ranked_by = {who: self._ranked(collection, neighbours) for who, neighbours in found.items()}
             if self.bm25 is not None:
-                found = self.bm25.search(collection.queries, collection.documents, DEPTH + 1)
-                by_words = self._ranked(collection, found, least_score=0.0)
-                self._write_run(collection, by_words, "bm25")
-                for query, of_query in query_scores(collection.judged, by_words).items():
-                    values[query] |= {f"{_BM25}{metric}": value for metric, value in of_query.items()}
+                by_words = self.bm25.search(collection.queries, collection.documents, DEPTH + 1)
+                ranked_by[_BM25] = self._ranked(collection, by_words, least_score=0.0)
+            values: QueryScores = {query: {} for query in collection.query_ids}
+            for who, ranked in ranked_by.items():
+                self._write_run(collection, ranked, who or "run")
+                for query, of_query in query_scores(collection.judged, ranked).items():
+                    values[query] |= {_metric(who, metric): value for metric, value in of_query.items()}
             text_of = dict(zip(collection.query_ids, collection.queries, strict=True))
             chance = random_neighbours(len(collection.queries), len(collection.documents))
-            scores += self._scores(values, query_scores(collection.judged, self._ranked(collection, chance)), split, settings)
+            by_chance = query_scores(collection.judged, self._ranked(collection, chance))
+            scores += [self._score(values, by_chance, split, who, metric, settings) for who in ranked_by for metric in METRICS]
             predictions += [
                 {
                     "id": query,
                     "split": split,
-                    "documents": list(ranked[query])[:_LISTED_DOCUMENTS],
+                    "documents": list(ranked_by[""][query])[:_LISTED_DOCUMENTS],
                     "metrics": of_query,
                     "texts": [text_of[query]],
                 }
                 for query, of_query in values.items()
             ]
         return Evaluation(scores=scores, predictions=predictions)
+
+    def _control_encoders(self, encoder: Encoder) -> dict[str, Encoder]:
+        made = {"untrained": lambda: untrained(encoder), "before_pretraining": self.before_pretraining}
+        return {who: make().to(encoder.base.device).eval() for who in self.controls if (make := made[who]) is not None}
 
     def _ranked(self, collection: Collection, found: Neighbours, *, least_score: float | None = None) -> dict[str, Ranking]:
         return rankings(collection, found, ignore_identical_ids=self.ignore_identical_ids, least_score=least_score)
@@ -133,53 +149,48 @@ class Retrieval(Task):
         if self.folder is not None:
             write_run(self.folder / f"{name}.{collection.split}.trec", ranked, name)
 
-    def _scores(self, values: QueryScores, chance: QueryScores, split: str, settings: Mapping[str, str | float]) -> list[Score]:
-        def mean(of: QueryScores, metric: str) -> float:
-            return float(np.mean([of_query[metric] for of_query in of.values()]))
+    def _score(
+        self, values: QueryScores, chance: QueryScores, split: str, who: str, metric: str, settings: Mapping[str, str | float]
+    ) -> Score:
+        return Score(
+            task=self.name,
+            split=split,
+            metric=_metric(who, metric),
+            value=float(np.mean([of_query[_metric(who, metric)] for of_query in values.values()])),
+            num_examples=len(values),
+            higher_is_better=True,
+            trivial=float(np.mean([of_query[metric] for of_query in chance.values()])),
+            settings={} if who == _BM25 else settings,
+        )
 
-        return [
-            Score(
-                task=self.name,
-                split=split,
-                metric=f"{prefix}{metric}",
-                value=mean(values, f"{prefix}{metric}"),
-                num_examples=len(values),
-                higher_is_better=True,
-                trivial=mean(chance, metric),
-                settings={} if prefix else settings,
-            )
-            for prefix in ("", *([_BM25] if self.bm25 is not None else []))
-            for metric in METRICS
-        ]
-
-    def _search(self, encoder: Encoder, collection: Collection, num_results: int) -> Neighbours:
-        queries = self._embeddings(encoder, collection.queries, "queries", "query")
-        documents = self._index(encoder, collection.documents)
+    def _search(self, encoder: Encoder, collection: Collection, num_results: int, who: str = "") -> Neighbours:
+        queries = self._embeddings(encoder, collection.queries, _told("queries", who), "query")
+        documents = self._index(encoder, collection.documents, _told("documents", who))
         return nearest(queries, documents, num_results, device=encoder.base.device)
 
-    def _index(self, encoder: Encoder, documents: Sequence[str]) -> NDArray[np.float32]:
+    def _index(self, encoder: Encoder, documents: Sequence[str], what: str) -> NDArray[np.float32]:
         # The main process writes the index, and all of them read it.
         processes = current()
         own = None if self.folder is None else self.folder / "index" / f"{self._content_of(encoder, documents)}.npy"
         told, there = processes.gather((None if own is None else str(own), own is not None and own.exists()))[0]
         if told is None:
-            return self._embeddings(encoder, documents, "documents", "document")
+            return self._embeddings(encoder, documents, what, "document")
         path = Path(told)
         if not there:
-            self._write_index(encoder, documents, path, writes=processes.is_main)
+            self._write_index(encoder, documents, path, what, writes=processes.is_main)
             processes.barrier()
         mapped: NDArray[np.float32] = np.load(path, mmap_mode="r")
         return mapped
 
-    def _write_index(self, encoder: Encoder, documents: Sequence[str], path: Path, *, writes: bool) -> None:
+    def _write_index(self, encoder: Encoder, documents: Sequence[str], path: Path, what: str, *, writes: bool) -> None:
         partial = path.with_suffix(".partial")
         if writes:
             path.parent.mkdir(exist_ok=True)
             index = np.lib.format.open_memmap(partial, "w+", np.float32, (len(documents), encoder.hidden_size))
         for start in range(0, len(documents), _CHUNK_DOCUMENTS):
             some = slice(start, start + _CHUNK_DOCUMENTS)
-            what = f"documents from {start + 1:,} on, of {len(documents):,}" if len(documents) > _CHUNK_DOCUMENTS else "documents"
-            vectors = self._embeddings(encoder, documents[some], what, "document")
+            place = f" from {start + 1:,} on, of {len(documents):,}" if len(documents) > _CHUNK_DOCUMENTS else ""
+            vectors = self._embeddings(encoder, documents[some], what + place, "document")
             if writes:
                 index[some] = vectors
         if writes:
@@ -202,3 +213,11 @@ class Retrieval(Task):
         for document in documents:
             content.update(f"{len(document)}:{document}".encode())
         return content.hexdigest()[:16]
+
+
+def _metric(who: str, metric: str) -> str:
+    return f"{who}_{metric}" if who else metric
+
+
+def _told(what: str, who: str) -> str:
+    return f"{what} ({who})" if who else what

@@ -18,7 +18,7 @@ from mlmx.models.pooling import Pooling
 from mlmx.objectives.objective import Objective
 from mlmx.tasks.bi_encoder import BiEncoder, QueryRows, Similarity
 from mlmx.tasks.bm25 import BM25
-from mlmx.tasks.retrieval import Retrieval
+from mlmx.tasks.retrieval import Control, Retrieval
 from mlmx.tasks.retrieval_data import Collection, RetrievalData
 from mlmx.tasks.texts import text_rows
 
@@ -46,6 +46,7 @@ class TunedRetrieval(Retrieval):
         document_prefix: is put before each document, such as ``"passage: "``.
         ignore_identical_ids: leave out the document that is called as the query is, as ArguAna and Quora need it.
         bm25: the ranking by words that is judged beside the encoder; None for none.
+        controls: encoders that are judged beside it without fine-tuning, see :class:`Retrieval`.
         max_length: tokens of a text, special ones included; longer ones are cut, and the cut pieces reported.
         batch_tokens: tokens per forward when judging.
     """
@@ -68,6 +69,7 @@ class TunedRetrieval(Retrieval):
         document_prefix: str,
         ignore_identical_ids: bool,
         bm25: BM25 | None,
+        controls: tuple[Control, ...],
         max_length: Positive,
         batch_tokens: Positive,
     ) -> None:
@@ -82,6 +84,7 @@ class TunedRetrieval(Retrieval):
             document_prefix=document_prefix,
             ignore_identical_ids=ignore_identical_ids,
             bm25=bm25,
+            controls=controls,
             max_length=max_length,
             batch_tokens=batch_tokens,
         )

@@ -32,11 +32,8 @@ def lineage_of(stage: StageDir) -> Lineage:
     """Follow the encoder of a stage back to where it comes from."""
     prepared: dict[Path, StageDir] = {}
     while True:
-        parent = stage.parent("model") or stage.parent("encoder")
-        if parent is None:
-            source = (stage.config()["spec"].get("model") or {}).get("source")
-            if source is None or (parent := _stage_at(Path(source))) is None:
-                return Lineage(tuple(prepared.values()), source)
+        if (parent := _trained_before(stage)) is None:
+            return Lineage(tuple(prepared.values()), _source(stage))
         if not parent.config_path.exists():
             return Lineage(tuple(prepared.values()), parent.path.name)
         if (corpus := parent.parent("prepare")) is not None:
@@ -44,6 +41,26 @@ def lineage_of(stage: StageDir) -> Lineage:
                 return Lineage(tuple(prepared.values()), corpus.path.name)
             prepared[corpus.path] = corpus
         stage = parent
+
+
+def published_origin(stage: StageDir) -> StageDir | None:
+    """Return the stage that began to train the encoder of this one from published weights; None if none did, or it is gone."""
+    first = stage
+    while (parent := _trained_before(first)) is not None:
+        if not parent.config_path.exists():
+            return None
+        first = parent
+    return first if first is not stage and _source(first) is not None else None
+
+
+def _trained_before(stage: StageDir) -> StageDir | None:
+    source = _source(stage)
+    return stage.parent("model") or stage.parent("encoder") or (None if source is None else _stage_at(Path(source)))
+
+
+def _source(stage: StageDir) -> str | None:
+    # What a stage loads its encoder from; None where a parent gives it, or its weights are random.
+    return (stage.config()["spec"].get("model") or {}).get("source")
 
 
 def _stage_at(source: Path) -> StageDir | None:

@@ -23,6 +23,7 @@ RETRIEVAL = {
     "document_prefix": "",
     "ignore_identical_ids": False,
     "bm25": None,
+    "controls": [],
     "max_length": None,
     "batch_tokens": 64,
 }

@@ -11,6 +11,8 @@ import torch
 from mlmx.build import build
 from mlmx.data.batch import BatchContext
 from mlmx.errors import UserError
+from mlmx.models.inference import results_saved
+from mlmx.models.load import untrained
 from mlmx.tasks import retrieval
 from mlmx.tasks.bi_encoder import TERM
 from mlmx.tasks.bm25 import BM25
@@ -33,6 +35,7 @@ SETTINGS = {
     "document_prefix": "",
     "ignore_identical_ids": False,
     "bm25": BM25_NODE,
+    "controls": [],
     "max_length": 32,
     "batch_tokens": 64,
 }
@@ -205,6 +208,47 @@ def test_chance_is_told_beside_every_score(make_encoder):
 
 def test_without_bm25_there_is_none(make_encoder):
     assert set(values(task(bm25=None).evaluate(make_encoder(WORDS)))) == set(METRICS)
+
+
+def test_controls_are_judged_as_if_alone(make_encoder, tmp_path):
+    encoder = make_encoder(WORDS)
+    with torch.no_grad():
+        encoder.base.embeddings.word_embeddings.weight.normal_()
+    published = untrained(encoder)
+    with torch.no_grad():
+        published.base.embeddings.word_embeddings.weight.zero_()
+    judge = task(bm25=None, controls=["untrained", "before_pretraining"])
+    assert {metric.removeprefix("untrained_") for metric in values(judge.evaluate(encoder))} == set(METRICS)
+    judge.before_pretraining = lambda: published
+    alone = {
+        "": encoder,
+        "untrained_": untrained(encoder),
+        "before_pretraining_": published,
+    }
+    expected = {
+        f"{prefix}{metric}": value
+        for prefix, one in alone.items()
+        for metric, value in values(task(bm25=None).evaluate(one)).items()
+    }
+    assert len({expected[f"{prefix}mrr_at_10"] for prefix in alone}) == 3
+    # What is written down of one encoder is not taken for another's.
+    with pytest.raises(KeyboardInterrupt), results_saved(tmp_path / "results", "x"):
+        assert values(judge.evaluate(encoder)) == expected
+        raise KeyboardInterrupt
+    with results_saved(tmp_path / "results", "x"):
+        assert values(judge.evaluate(encoder)) == expected
+
+
+def test_an_untrained_encoder_is_always_the_same_and_has_seen_nothing(make_encoder):
+    encoder = make_encoder(WORDS)
+    state = torch.get_rng_state()
+    first, second = untrained(encoder), untrained(encoder)
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = [dict(one.base.named_parameters()) for one in (encoder, first, second)]
+    assert weights[0].keys() <= weights[1].keys()  # which may have a pooler too
+    assert all(torch.equal(weights[1][name], weights[2][name]) for name in weights[1])
+    drawn = [name for name, weight in weights[0].items() if weight.dim() == 2]
+    assert not any(torch.equal(weights[0][name], weights[1][name]) for name in drawn)
 
 
 def test_identical_names_are_left_out(make_encoder):
