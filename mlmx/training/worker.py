@@ -36,7 +36,7 @@ from mlmx.target import allow_package
 from mlmx.tasks.task import Task
 from mlmx.training.checkpoint import load_module, save_module
 from mlmx.training.deathwatch import watch
-from mlmx.training.lineage import decontaminated
+from mlmx.training.lineage import decontaminated, published_origin
 from mlmx.training.parallel import ProcessGroup, process_group
 from mlmx.training.tracking import Tracker, stage_tracker
 from mlmx.training.trainer import Stopped
@@ -124,6 +124,8 @@ def evaluate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
         judged = finetuned.to(processes.device).eval()
     else:
         judged = _encoder(stage, spec).to(processes.device).eval()
+    if (origin := published_origin(stage)) is not None:
+        task.before_pretraining = lambda: _encoder(origin, origin.config()["spec"])
     # Whoever is killed in the midst of it goes on with the next batch.
     identity = origin_of_results(stage, processes.device.type)
     with results_saved(stage.path / "results", identity) if processes.is_main else nullcontext():
