@@ -115,6 +115,7 @@ def scratch(words: PreTrainedTokenizerFast, *, num_layers: int, hidden_size: int
         intermediate_size=4 * hidden_size,
         max_length=MAX_LENGTH,
         initializer_range=0.02,
+        attention="bidirectional",
         tokenizer=None,
     )
 

@@ -91,6 +91,7 @@ def scratch_encoder(
         intermediate_size=2 * hidden_size,
         max_length=max_length,
         initializer_range=0.02,
+        attention="bidirectional",
         tokenizer=None,
     ).build()
 

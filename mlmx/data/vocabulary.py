@@ -44,7 +44,7 @@ class Vocabulary:
     Attributes:
         size: number of ids, special ones included.
         mask_id: the mask token; None for tokenizers without one.
-        pad_id: the padding token.
+        pad_id: the padding token; without one, that which ends a text: padding is never seen.
         special_ids: sorted ids of all special tokens.
         single: layout of a row with one side.
         pair: layout of a pair by the tokenizer's own template (XLM-R: ``<s> x </s></s> y </s>``).
@@ -74,9 +74,10 @@ class Vocabulary:
         """Read the vocabulary off a tokenizer; its templates are found by encoding a probe.
 
         Raises:
-            UserError: if the tokenizer has no padding token.
+            UserError: if the tokenizer has no padding token, and none that ends a text, which could stand for it.
         """
-        if tokenizer.pad_token_id is None:
+        pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        if pad_id is None:
             raise user_error("model", "the tokenizer has no padding token; add one and save the tokenizer again.")
         ordinary = next(i for i in range(len(tokenizer)) if i not in set(tokenizer.all_special_ids))
         probe = tokenizer.convert_ids_to_tokens(ordinary)
@@ -85,7 +86,7 @@ class Vocabulary:
         return cls(
             size=len(tokenizer),
             mask_id=tokenizer.mask_token_id,
-            pad_id=tokenizer.pad_token_id,
+            pad_id=pad_id,
             special_ids=tuple(sorted(set(tokenizer.all_special_ids))),
             single=RowLayout(single[0], single[1]),
             pair=RowLayout(pair[0], pair[2], pair[1], _closing(pair[1], single)),

@@ -6,12 +6,12 @@ token by token. A model that ignores the registry lets rows see each other witho
 ``mlmx.models.encoder`` finds out.
 """
 
-# T packed tokens, H heads, E width of a head, N rows of one length, L their length
+# T packed tokens, H heads, E width of a head, N rows of one length, L their length, B x L padded rows
 
 from __future__ import annotations
 
 from itertools import groupby, pairwise
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 PACKED: Final = "mlmx_packed"
+
+Direction = Literal["causal", "bidirectional"]
+"""Whether a token sees those before it and itself, or all of its row."""
 
 
 class Runs:
@@ -54,6 +57,8 @@ def packed_attention(
     cu_seqlens: Tensor | None = None,
     max_seqlen: int = 0,
     runs: Runs | None = None,
+    causal: bool | None = None,
+    keys: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each row.
@@ -70,6 +75,8 @@ def packed_attention(
         cu_seqlens: (S+1,) int32 where rows begin; for the kernel, where it serves.
         max_seqlen: length of the longest row or more, for the kernel.
         runs: of the rows, instead of both, where the kernel does not serve or is not wanted.
+        causal: whether tokens see only those before them and themselves; None: as the layer has it.
+        keys: (T,) bool which tokens can be seen, of which every token must see one; None: all. The kernel does not have it.
 
     Returns:
         (1, T, H, E) and None for the weights.
@@ -77,9 +84,10 @@ def packed_attention(
     if attention_mask is not None:
         raise ValueError("packed attention takes no mask")
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, E)
-    causal = bool(getattr(module, "is_causal", False))
+    if causal is None:
+        causal = bool(getattr(module, "is_causal", False))
     grouped_heads = query.shape[1] != key.shape[1]
-    if cu_seqlens is not None and uses_kernel(query.device, query.dtype, dropout):
+    if cu_seqlens is not None and keys is None and uses_kernel(query.device, query.dtype, dropout):
         reach = -1 if sliding_window is None else sliding_window - 1
         window = (reach, 0 if causal else reach)
         attended = varlen_attn(
@@ -89,7 +97,7 @@ def packed_attention(
         assert isinstance(attended, Tensor)
         return attended[None], None
     attended = _attend_by_length(
-        query, key, value, runs, cu_seqlens,
+        query, key, value, runs, cu_seqlens, keys,
         causal=causal, window=sliding_window, dropout=dropout, scaling=scaling, grouped_heads=grouped_heads,
     )  # fmt: skip
     return attended[None], None
@@ -103,6 +111,7 @@ def _attend_by_length(
     value: Tensor,
     runs: Runs | None,
     cu_seqlens: Tensor | None,
+    keys: Tensor | None,
     *,
     causal: bool,
     window: int | None,
@@ -118,11 +127,12 @@ def _attend_by_length(
     sizes = [length * count for length, count in runs.sizes]
     # One split, since the backward pass of a slice writes zeros for all the rest of the tensor.
     parts = zip(*(torch.split(x, sizes) for x in (query, key, value)), strict=True)
+    keys_of = [None] * len(sizes) if keys is None else torch.split(keys, sizes)
     outputs = []
-    for (length, count), part in zip(runs.sizes, parts, strict=True):
+    for (length, count), part, seen in zip(runs.sizes, parts, keys_of, strict=True):
         # Neighbouring rows of one length are a plain batch: views in, no padding and no mask.
         q, k, v = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in part)  # (N, H, L, E)
-        mask = _window_mask(length, window, causal=causal, device=q.device)
+        mask = _mask(length, window, None if seen is None else seen.view(count, length), causal=causal, device=q.device)
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling,
             is_causal=causal and mask is None, enable_gqa=grouped_heads,
@@ -131,12 +141,34 @@ def _attend_by_length(
     return torch.cat(outputs)
 
 
-def _window_mask(length: int, window: int | None, *, causal: bool, device: torch.device) -> Tensor | None:
-    if window is None or length <= window:
-        return None
+def _mask(length: int, window: int | None, keys: Tensor | None, *, causal: bool, device: torch.device) -> Tensor | None:
+    # (L, L) or (N, 1, 1 or L, L) bool what is seen, where that is not said by `is_causal` alone.
+    windowed = window is not None and length > window
+    seen = None if keys is None else keys[:, None, None]
+    if not windowed and (keys is None or not causal):
+        return seen
     positions = torch.arange(length, device=device)
     distance = positions[:, None] - positions
-    return (distance.abs() < window) & (distance >= 0) if causal else distance.abs() < window
+    near = (distance >= 0) if causal else torch.ones_like(distance, dtype=torch.bool)
+    if window is not None:
+        near &= distance.abs() < window
+    return near if seen is None else near & seen
+
+
+def padded_mask(tokens: Tensor, dtype: torch.dtype, *, causal: bool, keys: Tensor | None) -> Tensor:
+    """Return what is added to the scores of padded rows, (B, 1, 1 or L, L): 0 where a token is seen, the least number elsewhere.
+
+    Args:
+        tokens: (B, L) bool which are tokens and not padding, which follows them.
+        dtype: of the scores.
+        causal: whether tokens see only those before them and themselves.
+        keys: (B, L) bool which tokens can be seen; None: all.
+    """
+    seen = (tokens if keys is None else tokens & keys)[:, None, None]
+    if causal:
+        length = tokens.shape[1]
+        seen = seen & torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

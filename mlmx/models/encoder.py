@@ -14,28 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from mlmx.data.batch import Batch
 from mlmx.data.positions import longest_row, position_offset
 from mlmx.data.vocabulary import Vocabulary
 from mlmx.errors import user_error
-from mlmx.models import attention
+from mlmx.models import attention, probe
+from mlmx.models.attention import Direction
 from mlmx.models.dropout import dropout_of, set_dropout
-from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights
+from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights, pair_flops
 from mlmx.models.head import LanguageModelHead
 from mlmx.models.packing import filled_up, sorted_by_length
 from mlmx.models.quiet import quiet_transformers
 from mlmx.models.sentence import SentenceModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-# Between padded and packed float32 outputs: rounding is below 1e-5, and rows that see each other differ by more than 1e-3 even at
-# initialisation.
-_PROBE_TOLERANCE = 1e-4
 
 
 class Encoder(nn.Module):
@@ -50,7 +47,9 @@ class Encoder(nn.Module):
         num_layers: layers of the model; ``hidden_states`` gives one more.
         max_length: longest row the model has positions for.
         sentence: what its folder says of how a text becomes a vector, where Sentence-Transformers wrote it; None elsewhere.
+        padded_attention: the implementation of attention that Transformers chose, which serves for padded rows.
         packed: whether the model runs on packed tokens; otherwise on padded rows, with the same results.
+        direction: which tokens a token sees where a call does not say it: whether the model is an encoder or a decoder.
     """
 
     head: LanguageModelHead | None
@@ -59,7 +58,7 @@ class Encoder(nn.Module):
         """Wrap a model.
 
         Args:
-            model: a masked language model, whose head is kept apart, or a bare one.
+            model: a language model, whose head is kept apart, or a bare one.
             tokenizer: its tokenizer.
         """
         super().__init__()
@@ -81,13 +80,27 @@ class Encoder(nn.Module):
         self._takes = set(inspect.signature(self.base.forward).parameters)
         # GPT-2 takes token types too, and adds for them the embeddings of words.
         self._has_token_types = any(name.endswith("token_type_embeddings") for name, _ in self.base.named_modules())
-        self.packed, self.packing_problem = self._probe()
+        self.padded_attention: str = config._attn_implementation
+        self.packed, self.packing_problem = True, ""
+        self.direction: Direction = "bidirectional"
+        if self.base.device.type != "meta":
+            self.direction = probe.own_direction(self)
+            self.packing_problem = probe.try_packing(self)
         if not self.packed:
             log.warning("%s runs on padded rows: %s", config.model_type, self.packing_problem)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the last layer's vectors, (T, D)."""
-        return self._run(batch, all_layers=False)[-1]
+    def forward(
+        self, batch: Batch, *, direction: Direction | None = None, keys: Tensor | None = None, embeddings: Tensor | None = None
+    ) -> Tensor:
+        """Return the last layer's vectors, (T, D).
+
+        Args:
+            batch: the batch.
+            direction: which tokens a token sees; None: as ``self.direction`` says.
+            keys: (T,) bool, what tokens can be seen, of which every token must see one; None: all.
+            embeddings: (T, D) in place of the embeddings of ``input_ids``.
+        """
+        return self._run(batch, all_layers=False, direction=direction, keys=keys, embeddings=embeddings)[-1]
 
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """Return the vectors of every layer, ``num_layers + 1`` tensors (T, D); the first are the embeddings."""
@@ -151,13 +164,25 @@ class Encoder(nn.Module):
             return batch.num_rows * batch.max_seqlen
         return batch.num_tokens + (-batch.num_tokens % self._token_multiple if self._token_multiple is not None else 0)
 
-    def flops(self, batch: Batch) -> int:
-        """Return the FLOPs of a forward and a backward pass, see ``mlmx.models.flops``; 0 where ``layers`` is None."""
+    def flops(self, batch: Batch, *, direction: Direction | None = None, keys: Tensor | None = None) -> int:
+        """Return the FLOPs of a forward and a backward pass, see ``mlmx.models.flops``; 0 where ``layers`` is None.
+
+        Args:
+            batch: the batch.
+            direction: as for ``forward``.
+            keys: as for ``forward``, where tokens see both ways.
+        """
         if self.layers is None:
             return 0
-        lengths = np.diff(batch.tensors["cu_seqlens"].numpy()).astype(np.int64)
+        bounds = batch.tensors["cu_seqlens"].numpy().astype(np.int64)
         num_weights, windows = self._linear_weights_and_windows
-        return linear_flops(num_weights, batch.num_tokens) + attention_flops(self.hidden_size, lengths, windows)
+        if keys is None:
+            causal = (direction or self.direction) == "causal"
+            attended = attention_flops(self.hidden_size, np.diff(bounds), windows, causal=causal)
+        else:
+            num_keys = np.diff(np.concatenate([[0], keys.numpy().cumsum()])[bounds])
+            attended = pair_flops(self.hidden_size, self.num_layers * int((np.diff(bounds) * num_keys).sum()))
+        return linear_flops(num_weights, batch.num_tokens) + attended
 
     @cached_property
     def _linear_weights_and_windows(self) -> tuple[int, list[int | None]]:
@@ -174,10 +199,13 @@ class Encoder(nn.Module):
         self.head = None
 
     def add_head(self) -> None:
-        """Add a fresh language-model head if there is none, drawn from torch's global generator, tied as the config says."""
+        """Add a fresh language-model head if there is none, drawn from torch's global generator, tied as the config says.
+
+        A decoder's is the one that Transformers predicts next tokens with; it serves for masked ones as well.
+        """
         if self.head is None:
             try:
-                model = AutoModelForMaskedLM.from_config(self.base.config)
+                model = language_model_class(self.base.config).from_config(self.base.config)
             except ValueError as error:
                 raise user_error("model", f"Transformers has no language-model head for it: {error}") from error
             setattr(model, model.base_model_prefix, self.base)
@@ -185,8 +213,46 @@ class Encoder(nn.Module):
             parameter = next(self.base.parameters())
             self.head = LanguageModelHead(model).to(parameter.device, parameter.dtype)
 
+    def direct(self, direction: Direction) -> None:
+        """Make a direction the encoder's own: where a call says none, and in plain Transformers when its folder is loaded there.
+
+        Raises:
+            UserError: if the model's config has no way to say it.
+        """
+        configs = [self.base.config] if self.head is None else [self.base.config, self.head.model.config]
+        for config in configs:
+            # Transformers turns encoders around by the one and decoders by the other, and ignores what it does not know.
+            setattr(config, "is_decoder" if hasattr(config, "is_decoder") else "is_causal", direction == "causal")
+        self.direction = direction
+        if self.base.device.type != "meta" and probe.own_direction(self) != direction:
+            message = f"Transformers has no {direction} {self.base.config.model_type!r}, so that an exported one would be none."
+            raise user_error("model.attention", message)
+
+    def require(self, direction: Direction | None = None, *, keys: bool = False) -> None:
+        """Check that calls with a direction, or with some tokens as keys only, do what they say.
+
+        Raises:
+            UserError: if the model ignores it. That may be where it runs on padded rows.
+        """
+        if self.packed or self.base.device.type == "meta":
+            return
+        expected = torch.ones(3, 3, dtype=torch.bool)
+        if (direction or self.direction) == "causal":
+            expected = expected.tril()
+        settings: dict[str, Any] = {"direction": direction}
+        if keys:
+            settings["keys"] = torch.tensor([True, False, False], device=self.base.device)
+            expected = expected & settings["keys"].cpu() | torch.eye(3, dtype=torch.bool)
+        try:
+            obeyed = torch.equal(probe.dependencies(self, **settings).cpu(), expected)
+        except (RuntimeError, ValueError):  # Some take masks of one shape only.
+            obeyed = False
+        if not obeyed:
+            what = f"{direction or self.direction} attention" + (" to some tokens only" if keys else "")
+            raise user_error("model", f"{self.base.config.model_type!r}, which runs on padded rows, ignores {what}.")
+
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face folder that ``AutoModel`` loads, and ``AutoModelForMaskedLM`` where there is a head.
+        """Write a Hugging Face folder that ``AutoModel`` loads, and the class of its head (``AutoModelForMaskedLM``, ...) if any.
 
         A folder of Sentence-Transformers becomes one again, unless it had modules that mlmx does not have.
         """
@@ -244,16 +310,28 @@ class Encoder(nn.Module):
             raise user_error("model", message)
         return self.layers
 
-    def _run(self, batch: Batch, *, all_layers: bool) -> list[Tensor]:
-        return self._run_packed(batch, all_layers) if self.packed else self._run_padded(batch, all_layers)
+    def _run(
+        self,
+        batch: Batch,
+        *,
+        all_layers: bool,
+        direction: Direction | None = None,
+        keys: Tensor | None = None,
+        embeddings: Tensor | None = None,
+    ) -> list[Tensor]:
+        optional = {"keys": keys, "inputs_embeds": embeddings}
+        tensors = {name: tensor for name, tensor in optional.items() if tensor is not None}
+        run = self._run_packed if self.packed else self._run_padded
+        return run(batch, all_layers, direction or self.direction, tensors)
 
-    def _run_packed(self, batch: Batch, all_layers: bool) -> list[Tensor]:
+    def _run_packed(self, batch: Batch, all_layers: bool, direction: Direction, more: dict[str, Tensor]) -> list[Tensor]:
         num_tokens = batch.num_tokens
         if self._token_multiple is not None:
             batch = filled_up(batch, self._token_multiple, self.vocabulary.pad_id)
-        inputs = {name: batch.tensors[name] for name in _INPUTS}
+            more = {name: _filled_up(tensor, batch.num_tokens) for name, tensor in more.items()}
+        inputs = {name: batch.tensors[name] for name in _INPUTS} | more
         cu_seqlens, order = batch.tensors["cu_seqlens"], None
-        if self._kernel_serves(batch):
+        if "keys" not in more and self._kernel_serves(batch):
             where: dict[str, Any] = {"cu_seqlens": cu_seqlens, "max_seqlen": batch.max_seqlen}
         else:
             # Sorted by length, rows of one length are neighbours, and attention needs neither padding nor copies.
@@ -261,23 +339,29 @@ class Encoder(nn.Module):
             where = {"runs": attention.Runs(cu_seqlens)}
             if order is not None:
                 inputs = {name: tensor[order] for name, tensor in inputs.items()}
-        states = self._call({name: tensor[None] for name, tensor in inputs.items()}, all_layers, **where)
+        where["keys"] = inputs.pop("keys", None)
+        rows = {name: tensor[None] for name, tensor in inputs.items()}
+        states = self._call(rows, all_layers, causal=direction == "causal", **where)
         if order is not None:
             back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
             return [state[0][back[:num_tokens]] for state in states]
         return [state[0] if len(state[0]) == num_tokens else state[0][:num_tokens] for state in states]
 
-    def _run_padded(self, batch: Batch, all_layers: bool) -> list[Tensor]:
-        cu_seqlens = batch.tensors["cu_seqlens"].long()
-        lengths = cu_seqlens.diff()
-        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-        fill = {"input_ids": self.vocabulary.pad_id, "position_ids": 0}
+    def _run_padded(self, batch: Batch, all_layers: bool, direction: Direction, more: dict[str, Tensor]) -> list[Tensor]:
+        lengths = batch.tensors["cu_seqlens"].long().diff()
+        tokens = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+        fill = {"input_ids": self.vocabulary.pad_id}
         inputs = {}
-        for name in _INPUTS:
-            padded = torch.full(mask.shape, fill[name], device=mask.device)
-            inputs[name] = padded.masked_scatter(mask, batch.tensors[name])
-        states = self._call(inputs, all_layers, attention_mask=mask.long())
-        return [state[mask] for state in states]
+        for name, tensor in ({name: batch.tensors[name] for name in _INPUTS} | more).items():
+            padded = torch.full((*tokens.shape, *tensor.shape[1:]), fill.get(name, 0), dtype=tensor.dtype, device=tokens.device)
+            padded[tokens] = tensor
+            inputs[name] = padded
+        keys = inputs.pop("keys", None)
+        if direction == self.direction and keys is None:
+            mask = tokens.long()
+        else:
+            mask = attention.padded_mask(tokens, self.base.dtype, causal=direction == "causal", keys=keys)
+        return [state[tokens] for state in self._call(inputs, all_layers, attention_mask=mask)]
 
     def _call(self, inputs: dict[str, Tensor], all_layers: bool, **extra: Any) -> list[Tensor]:
         input_ids = inputs["input_ids"]
@@ -288,8 +372,10 @@ class Encoder(nn.Module):
             extra["token_type_ids"] = torch.zeros_like(input_ids)
         if "use_cache" in self._takes:
             extra["use_cache"] = False
+        given = "inputs_embeds" if "inputs_embeds" in inputs else "input_ids"
+        extra[given] = inputs[given]
         try:
-            output = self.base(input_ids=input_ids, output_hidden_states=all_layers, return_dict=True, **extra)
+            output = self.base(output_hidden_states=all_layers, return_dict=True, **extra)
         except _Reached as reached:
             return [reached.states]
         return list(output.hidden_states) if all_layers else [output.last_hidden_state]
@@ -301,47 +387,16 @@ class Encoder(nn.Module):
             dtype = torch.get_autocast_dtype(device.type)
         return attention.uses_kernel(device, dtype, dropout_of(self.base) if self.training else 0.0)
 
-    @torch.no_grad()
-    def _probe(self) -> tuple[bool, str]:
-        # Whether the model obeys the attention registry is tried, not looked up: some ignore it without an error.
-        if self.base.device.type == "meta":
-            return True, ""
-        training = self.training
-        self.eval()
-        batch = self._probe_batch().to(self.base.device)
-        own_implementation = self.base.config._attn_implementation
-        problem = ""
-        try:
-            padded = self._run_padded(batch, False)[-1]
-            with quiet_transformers():
-                self.base.set_attn_implementation(attention.PACKED)
-            packed = self._run_packed(batch, False)[-1]
-            error = float((padded - packed).abs().max() / padded.abs().max().clamp(min=1))
-            if not error <= _PROBE_TOLERANCE:
-                problem = f"its attention lets packed rows see each other (outputs differ by {error:.1g})."
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as failure:
-            problem = f"it cannot be called on packed rows ({type(failure).__name__}: {failure})."
-        if problem:
-            self.base.set_attn_implementation(own_implementation)
-        self.train(training)
-        return not problem, problem
 
-    def _probe_batch(self) -> Batch:
-        # Several lengths, one beyond the reach of a local window on both sides, so that windows are tried too.
-        window = getattr(self.base.config, "sliding_window", None) or 0
-        longest = min(self.max_length, max(24, 2 * window + 8))
-        lengths = torch.tensor([7, longest, 3, 7, 12]).clamp(max=longest)
-        generator = torch.Generator().manual_seed(0)
-        return Batch(
-            tensors={
-                "input_ids": torch.randint(self.vocabulary.size, (int(lengths.sum()),), generator=generator),
-                "position_ids": torch.cat([torch.arange(n) for n in lengths.tolist()]),
-                "cu_seqlens": torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).int(),
-            },
-            counts={},
-            keys=torch.zeros(len(lengths), dtype=torch.int64),
-            max_seqlen=longest,
-        )
+def language_model_class(config: PreTrainedConfig) -> Any:
+    """Return the Auto class that gives a model its language-model head: the masked one where the family has one."""
+    only_causal = type(config) in AutoModelForCausalLM._model_mapping and type(config) not in AutoModelForMaskedLM._model_mapping
+    return AutoModelForCausalLM if only_causal else AutoModelForMaskedLM
+
+
+def _filled_up(tensor: Tensor, size: int) -> Tensor:
+    # Ones: what fills up the tokens may be seen, by itself.
+    return torch.cat([tensor, tensor.new_ones(size - len(tensor), *tensor.shape[1:])])
 
 
 class _Reached(Exception):  # noqa: N818 - no error: what was asked for is there, and the rest need not run

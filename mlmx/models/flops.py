@@ -2,8 +2,8 @@
 
 A multiplication and an addition are two FLOPs. The backward pass of a matrix product has two more products of its size, so that a
 token costs ``6 N`` for the ``N`` numbers of all linear layers it goes through (embeddings are looked up, not multiplied), and
-attention ``12 D P`` for a layer of width ``D`` and ``P`` pairs of tokens that see each other: ``L^2`` in a row of ``L`` tokens, or
-fewer in a local window. Padding, recomputation, norms and the optimiser do not count.
+attention ``12 D P`` for a layer of width ``D`` and ``P`` pairs of a token and one that it sees: ``L^2`` in a row of ``L`` tokens,
+fewer in a local window or where a token sees only those before it. Padding, recomputation, norms and the optimiser do not count.
 
 Everything is known before the forward pass: the lengths of the rows, and the number of predictions.
 """
@@ -28,15 +28,16 @@ def linear_flops(num_weights: int, num_vectors: int) -> int:
     return _PER_WEIGHT * num_weights * num_vectors
 
 
-def attention_flops(width: int, lengths: NDArray[np.int64], windows: list[int | None]) -> int:
+def attention_flops(width: int, lengths: NDArray[np.int64], windows: list[int | None], *, causal: bool = False) -> int:
     """Return the FLOPs of attention over rows.
 
     Args:
         width: of all heads together.
         lengths: (S,) tokens per row.
         windows: for each layer, the distance below which tokens see each other; None for the whole row.
+        causal: whether tokens see only those before them and themselves.
     """
-    pairs = {window: _num_pairs(lengths, window) for window in set(windows)}
+    pairs = {window: _num_pairs(lengths, window, causal=causal) for window in set(windows)}
     return pair_flops(width, sum(pairs[window] for window in windows))
 
 
@@ -61,8 +62,10 @@ def num_linear_weights(module: nn.Module, *, without: str | None = None) -> int:
     )
 
 
-def _num_pairs(lengths: NDArray[np.int64], window: int | None) -> int:
-    if window is None:
-        return int((lengths**2).sum())
-    reach = np.minimum(window - 1, np.maximum(lengths - 1, 0))
-    return int((lengths * (2 * reach + 1) - reach * (reach + 1)).sum())
+def _num_pairs(lengths: NDArray[np.int64], window: int | None, *, causal: bool) -> int:
+    reach = np.maximum(lengths - 1, 0)
+    if window is not None:
+        reach = np.minimum(window - 1, reach)
+    # Each token, and as many before it as are in reach; after it as many.
+    before = int((lengths * reach - reach * (reach + 1) // 2).sum())
+    return int(lengths.sum()) + before * (1 if causal else 2)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class LanguageModelHead(nn.Module):
-    """The head of a Transformers masked language model by itself, (N, D) to (N, V).
+    """The head of a Transformers language model, masked or causal, by itself: (N, D) to (N, V).
 
     Every family has its own layers between the encoder and the vocabulary. They are run by the model's own ``forward``, in which
     the encoder is replaced by a stand-in that hands over the given vectors: one adapter for all families, and only the selected
@@ -23,7 +23,7 @@ class LanguageModelHead(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Take the head off a masked language model, leaving a stand-in where its encoder was."""
+        """Take the head off a language model, leaving a stand-in where its encoder was."""
         super().__init__()
         setattr(model, model.base_model_prefix, _Given())
         self.model = model
@@ -34,7 +34,7 @@ class LanguageModelHead(nn.Module):
         return logits[0]
 
     def save(self, folder: Path, base: PreTrainedModel) -> None:
-        """Write the whole masked language model."""
+        """Write the whole language model."""
         stand_in = getattr(self.model, self.model.base_model_prefix)
         setattr(self.model, self.model.base_model_prefix, base)
         try:
@@ -46,5 +46,5 @@ class LanguageModelHead(nn.Module):
 class _Given(nn.Module):
     """Stands where a head's encoder was and returns the vectors the head is given."""
 
-    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=inputs_embeds)
+    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from mlmx.build import NonNegativeFloat, Positive
-from mlmx.data.batch import Batch
+from mlmx.data.tokenizer import MASK
 from mlmx.errors import UserError, user_error
 from mlmx.loading import ONLY_SAFETENSORS, reason_for
-from mlmx.models.encoder import Encoder
+from mlmx.models.attention import Direction
+from mlmx.models.encoder import Encoder, language_model_class
 from mlmx.models.quiet import quiet_transformers
 from mlmx.models.sentence import read_sentence_model
 from mlmx.stage import encoder_folder
@@ -45,6 +46,7 @@ class Scratch(Source):
         intermediate_size: Positive,
         max_length: Positive,
         initializer_range: NonNegativeFloat,
+        attention: Direction,
         tokenizer: object,
     ) -> None:
         """Describe the encoder.
@@ -58,6 +60,8 @@ class Scratch(Source):
             intermediate_size: width inside a feed-forward layer.
             max_length: tokens of the longest row, special ones included.
             initializer_range: standard deviation of the initial weights.
+            attention: which tokens a token sees, all of its row (``bidirectional``) or those before it and itself (``causal``):
+                in tasks, in the exported folder, and in objectives that do not say it themselves, as ``clm`` does.
             tokenizer: how the tokenizer is trained.
         """
         if hidden_size % num_heads:
@@ -65,6 +69,7 @@ class Scratch(Source):
         self.trained_tokenizer = trained_tokenizer
         self.architecture = architecture
         self.max_length = max_length
+        self.attention: Direction = attention
         self.tokenizer = tokenizer
         self._sizes = {
             "num_hidden_layers": num_layers,
@@ -79,7 +84,10 @@ class Scratch(Source):
             raise ValueError("an encoder from scratch needs its trained tokenizer")
         with quiet_transformers():
             model = AutoModelForMaskedLM.from_config(self.config(len(self.trained_tokenizer)))
-        return Encoder(model, self.trained_tokenizer)
+        encoder = Encoder(model, self.trained_tokenizer)
+        if encoder.direction != self.attention:
+            encoder.direct(self.attention)
+        return encoder
 
     def config(self, vocab_size: int) -> PreTrainedConfig:
         """Return the Transformers config for a vocabulary of this size."""
@@ -106,7 +114,17 @@ class Scratch(Source):
 class Pretrained(Source):
     """An encoder with the weights and the tokenizer of a hub repository, a local folder or an mlmx stage."""
 
-    def __init__(self, _: object = None, /, *, source: str, revision: str | None, trust_remote_code: bool) -> None:
+    def __init__(
+        self,
+        _: object = None,
+        /,
+        *,
+        source: str,
+        revision: str | None,
+        trust_remote_code: bool,
+        attention: Direction | None,
+        add_mask_token: bool,
+    ) -> None:
         """Describe the encoder.
 
         Args:
@@ -114,42 +132,68 @@ class Pretrained(Source):
             source: hub name, Hugging Face folder, or stage directory.
             revision: commit, tag or branch of a hub repository; null for folders.
             trust_remote_code: run code that the repository brings along.
+            attention: which tokens a token sees, all of its row (``bidirectional``) or those before it and itself (``causal``):
+                in tasks, in the exported folder, and in objectives that do not say it themselves, as ``clm`` does. Null: as the
+                encoder was trained; a decoder that mlmx did not write needs it said.
+            add_mask_token: give a tokenizer without a mask token one, and the model an embedding for it.
         """
         self.source = source
         self.revision = revision
         self.trust_remote_code = trust_remote_code
+        self.attention: Direction | None = attention
+        self.add_mask_token = add_mask_token
 
     def build(self) -> Encoder:
-        return load_encoder(self.source, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        return load_encoder(
+            self.source,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            attention=self.attention,
+            add_mask_token=self.add_mask_token,
+        )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return its tokenizer alone."""
-        return load_tokenizer(self.source, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        tokenizer = load_tokenizer(self.source, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        return with_mask_token(tokenizer) if self.add_mask_token else tokenizer
 
     def config(self) -> PreTrainedConfig:
         """Return the Transformers config, without any weights."""
-        return load_config(self.source, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        config = load_config(self.source, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        if self.add_mask_token:
+            config.vocab_size = max(config.vocab_size, len(self.load_tokenizer()))
+        return config
 
 
-def load_encoder(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Encoder:
+def load_encoder(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attention: Direction | None = None,
+    add_mask_token: bool = False,
+) -> Encoder:
     """Load an encoder and its tokenizer.
 
-    A language-model head is kept if the checkpoint has all of its weights; no weight is ever drawn at random.
+    A language-model head is kept if the checkpoint has all of its weights; no weight is drawn at random but that of a mask token.
 
     Args:
         source: hub name, Hugging Face folder, or stage directory with an ``encoder/``.
         revision: of a hub repository.
         trust_remote_code: run code that the repository brings along.
+        attention: see ``Pretrained``.
+        add_mask_token: see ``Pretrained``.
 
     Raises:
-        UserError: if there is nothing to load there, weights are missing, or it is a decoder.
+        UserError: if there is nothing to load there, weights are missing, or it is a decoder and ``attention`` does not say what
+            is to become of it.
     """
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
     if config.is_encoder_decoder:
         raise user_error("model.source", f"{encoder_folder(source)} is a {config.model_type} with a decoder; mlmx takes encoders.")
     tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
-    has_head_class = type(config) in AutoModelForMaskedLM._model_mapping or trust_remote_code
-    loader = AutoModelForMaskedLM if has_head_class else AutoModel
+    has_head_class = any(type(config) in auto._model_mapping for auto in (AutoModelForMaskedLM, AutoModelForCausalLM))
+    loader = language_model_class(config) if has_head_class or trust_remote_code else AutoModel
     where = str(encoder_folder(source))
     model, report = _load(loader, where, config=config, revision=revision, trust_remote_code=trust_remote_code, dtype=torch.float32)
     prefix = model.base_model_prefix + "."
@@ -157,10 +201,16 @@ def load_encoder(source: str | Path, *, revision: str | None = None, trust_remot
     missing_base = sorted(key for key in missing if key.startswith(prefix) or model is model.base_model)
     if missing_base:
         raise user_error("model.source", f"{where} lacks weights of the encoder: {', '.join(missing_base[:5])} ...")
+    if add_mask_token:
+        tokenizer = with_mask_token(tokenizer)
+        if len(tokenizer) > config.vocab_size:
+            model.resize_token_embeddings(len(tokenizer))
     encoder = Encoder(model.base_model if missing else model, tokenizer)
-    if _is_causal(encoder):
-        message = f"{where} is a {config.model_type}, whose tokens see only those before them; mlmx takes encoders."
-        raise user_error("model.source", message)
+    if attention is not None:
+        encoder.direct(attention)
+    elif encoder.direction == "causal" and not any(getattr(config, said, False) for said in ("is_causal", "is_decoder")):
+        message = f"{where} is a {config.model_type}, whose tokens see only those before them; say bidirectional to make an encoder"
+        raise user_error("model.attention", f"{message} of it, or causal to leave it so.")
     encoder.sentence = read_sentence_model(where, revision, tokenizer.model_max_length)
     return encoder
 
@@ -194,6 +244,13 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_rem
     return tokenizer
 
 
+def with_mask_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return the tokenizer, now with a mask token if it had none."""
+    if tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": MASK})
+    return tokenizer
+
+
 def load_config(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Load the Transformers config of an encoder."""
     where = str(encoder_folder(source))
@@ -212,21 +269,6 @@ def _load(loader: Any, where: str, **settings: Any) -> tuple[PreTrainedModel, di
     except (OSError, ValueError, SafetensorError) as error:
         raise _not_loadable(where, settings.get("revision"), error) from error
     return model, report
-
-
-@torch.no_grad()
-def _is_causal(encoder: Encoder) -> bool:
-    # Whether the first of two tokens is blind to the second one: tried, since no config says it.
-    ids = torch.from_numpy(encoder.vocabulary.ordinary_ids[:2])
-    tensors = {"position_ids": torch.arange(2), "cu_seqlens": torch.tensor([0, 2], dtype=torch.int32)}
-    training = encoder.training
-    encoder.eval()
-    states = [
-        encoder(Batch(tensors={**tensors, "input_ids": row}, counts={}, keys=torch.zeros(1, dtype=torch.int64), max_seqlen=2))[0]
-        for row in (ids[[0, 0]], ids[[0, -1]])
-    ]
-    encoder.train(training)
-    return len(ids) > 1 and torch.equal(*states)
 
 
 def _is_pooler(key: str) -> bool:

@@ -103,7 +103,7 @@ class Translation(Task):
         }
 
     def objective(self, encoder: Encoder) -> Objective:
-        fresh = Scratch(encoder.tokenizer, architecture="bert", tokenizer=None, **self._sizes).build()
+        fresh = Scratch(encoder.tokenizer, architecture="bert", attention="bidirectional", tokenizer=None, **self._sizes).build()
         return Translator(fresh, label_smoothing=self.label_smoothing, num_beams=self.num_beams)
 
     def training_rows(self, encoder: Encoder) -> RowDataset:

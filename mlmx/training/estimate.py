@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlmx.build import build, settings_of
+from mlmx.models.encoder import language_model_class
 from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights
 from mlmx.models.load import Pretrained, Scratch, load_config, load_tokenizer
 
@@ -97,7 +98,7 @@ def _flops_per_token(model: PreTrainedModel, trainer: Mapping[str, Any], *, pred
 def _model(config: PreTrainedConfig) -> PreTrainedModel | None:
     with torch.device("meta"):
         try:
-            return AutoModelForMaskedLM.from_config(config)
+            return language_model_class(config).from_config(config)
         except ValueError:
             return None
 

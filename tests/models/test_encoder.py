@@ -249,7 +249,9 @@ def test_from_scratch(architecture, tmp_path):
     def built() -> Encoder:
         torch.manual_seed(3)
         settings = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64, "max_length": 40}
-        return Scratch(tokenizer(), architecture=architecture, **settings, initializer_range=0.02, tokenizer=None).build()
+        return Scratch(
+            tokenizer(), architecture=architecture, **settings, initializer_range=0.02, attention="bidirectional", tokenizer=None
+        ).build()
 
     model = built().eval()
     assert model.packed
@@ -265,7 +267,7 @@ def test_what_cannot_be_loaded_is_the_users_error(tmp_path):
     with pytest.raises(UserError, match="multiple of num_heads"):
         Scratch(
             None, architecture="bert", num_layers=1, hidden_size=10, num_heads=4, intermediate_size=8, max_length=9,
-            initializer_range=0.02, tokenizer=None,
+            initializer_range=0.02, attention="bidirectional", tokenizer=None,
         )  # fmt: skip
 
 

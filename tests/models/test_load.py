@@ -122,14 +122,13 @@ def test_weights_of_another_size(bert):
     assert "lacks weights of the encoder: bert.encoder.layer.2" in refused(bert)
 
 
-def test_decoders_are_no_encoders(tmp_path):
+def test_of_a_decoder_must_be_said_what_is_to_become_of_it(tmp_path):
     for architecture, settings in {
         "gpt2": {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 2, "eos_token_id": 3},
         "llama": {**SIZES, "max_position_embeddings": 64},
     }.items():
         save(tmp_path / architecture, numbered_tokenizer(32), architecture, **settings)
-        assert f"is a {architecture}, whose tokens see only those before them; mlmx takes encoders." in refused(
-            tmp_path / architecture
-        )
+        with pytest.raises(UserError, match=f"model.attention: .* is a {architecture}, whose tokens see only those before them"):
+            load_encoder(tmp_path / architecture)
     save(tmp_path / "t5", numbered_tokenizer(32), "t5", d_model=32, num_layers=2, num_heads=4, d_ff=32, d_kv=8)
     assert "is a t5 with a decoder" in refused(tmp_path / "t5")
