@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mlmx import target as targets
-from mlmx.build import Positive, Ratio, build, problems_of
+from mlmx.build import Positive, Ratio, Unbuilt, build, problems_of
 from mlmx.errors import UserError
 
 HERE = __name__
@@ -30,6 +30,16 @@ class Part:
 class Shares:
     first: float
     second: float
+
+
+class Fitted:
+    def __init__(self, runtime: object, *, size: Positive) -> None:
+        self.runtime, self.size = runtime, size
+
+
+class Holder:
+    def __init__(self, runtime: object, *, inner: Unbuilt[Fitted]) -> None:
+        self.inner = inner.build(runtime)
 
 
 class Whole:
@@ -79,6 +89,17 @@ def test_nested_nodes_are_built_first():
     built = build(whole(part=part(), parts={"a": part(size=1), "b": part(size=2)}), None)
     assert built.part.size == 3
     assert {name: inner.size for name, inner in built.parts.items()} == {"a": 1, "b": 2}
+
+
+def test_a_nested_component_that_needs_runtime_objects_is_built_by_the_one_around_it():
+    def holder(**settings):
+        return {"_target_": f"{HERE}.Holder", "inner": {"_target_": f"{HERE}.Fitted", "size": 3, **settings}}
+
+    runtime = object()
+    inner = build(holder(), runtime).inner
+    assert (inner.runtime, inner.size) == (runtime, 3)
+    assert "0 is not valid" in told(holder(size=0))["here.inner.size"]
+    assert "it is no Fitted" in told(holder(_target_=f"{HERE}.Port"))["here.inner"]
 
 
 def test_a_component_may_be_left_out_where_the_constructor_says_so():

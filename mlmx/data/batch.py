@@ -67,13 +67,17 @@ class BatchContext:
 
     Attributes:
         keys: (S,) int64 key of each row: ``mlmx.keyed.row_keys`` of (seed, epoch, row id).
+        seed: the run's seed, for what is chosen for a global batch as a whole.
         step: the optimiser step, from 0.
         progress: in [0, 1], the part of the budget that is spent; None where the plan does not say it (``Batch.progress``).
+        held_out: whether the batch is there to judge by, and belongs to no step; its progress is 1.
     """
 
     keys: NDArray[np.int64]
+    seed: int = 0
     step: int = 0
     progress: float | None = None
+    held_out: bool = False
 
 
 class Collator(ABC):
@@ -86,6 +90,10 @@ class Collator(ABC):
 
     view: Literal["segment", "pair"] = "segment"
     separator: Literal["template", "own"] = "template"
+
+    def arranged(self, rows: TokenRows) -> TokenRows:
+        """Return the rows that the batch of these rows has, before anything is corrupted; here they are the same."""
+        return rows
 
     @abstractmethod
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:

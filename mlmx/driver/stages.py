@@ -26,7 +26,7 @@ class _Pretraining:
 
     @property
     def needs_annotation(self) -> bool:
-        return bool(self.objective.get("_needs_annotation_"))
+        return _says(self.objective, "_needs_annotation_")
 
 
 def stages_of(config: Mapping[str, Any]) -> list[Stage]:
@@ -117,7 +117,7 @@ def _contradictions(pretraining: _Pretraining) -> list[Problem]:
         elif pretraining.annotator.get("_needs_gold_") and pretraining.corpus.get("_gold_") is False:
             message = f"{needs}, and the corpus {_name_of(pretraining.corpus, '')} has no gold tags; choose another annotator."
             problems.append(Problem(f"{pretraining.where}annotator", message))
-    if pretraining.objective.get("_needs_parallel_") and pretraining.corpus.get("_parallel_") is False:
+    if _says(pretraining.objective, "_needs_parallel_") and pretraining.corpus.get("_parallel_") is False:
         message = f"{objective} needs pairs of sentences, and the corpus {_name_of(pretraining.corpus, '')} has none."
         problems.append(Problem(f"{pretraining.where}corpus", message))
     return problems
@@ -214,6 +214,13 @@ class _Builder:
         spec = {"seed": self._config["seed"], "task": trained_on, "trainer": trainer, **start}
         finetuned = self._add("finetune", name, spec, origin)
         return self._add("eval", name, judged, {"model": finetuned})
+
+
+def _says(node: Any, key: str) -> bool:
+    """Tell whether a node, or one inside it, has such a key that is true."""
+    if isinstance(node, Mapping):
+        return bool(node.get(key)) or any(_says(inner, key) for inner in node.values())
+    return isinstance(node, list | tuple) and any(_says(inner, key) for inner in node)
 
 
 def _name_of(node: Mapping[str, Any], otherwise: str) -> str:

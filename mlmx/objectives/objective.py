@@ -55,7 +55,11 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> Output:
-        """Return the summed terms; keys equal those of ``weights`` and of ``batch.counts``."""
+        """Return the summed terms; keys equal those of ``weights_of(batch)`` and of ``batch.counts``."""
+
+    def weights_of(self, batch: Batch) -> Mapping[str, float]:
+        """Return the weights of the terms that a batch has; here all of them, always the same."""
+        return self.weights
 
     def flops(self, batch: Batch) -> int:
         """Return the model FLOPs of a forward and a backward pass over a batch on the CPU, from what is known before the forward.
@@ -69,6 +73,10 @@ class Objective(nn.Module, ABC):
     @cached_property
     def _num_head_weights(self) -> int:
         return num_linear_weights(self) - num_linear_weights(self.encoder.base)
+
+    def shown(self, batch: Batch) -> Batch:
+        """Return the batch as the encoder reads it, as far as that is known before any training; here it is as it was collated."""
+        return batch
 
     def after_step(self, step: int) -> None:
         """Update buffers after optimiser step ``step``, from all-reduced quantities only."""

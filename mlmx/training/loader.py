@@ -46,6 +46,7 @@ class StepBatches(Dataset[list[Batch]]):
         micro_batch_tokens: most tokens of a micro-batch; None: one micro-batch per rank.
         rank: which rank.
         size: of how many.
+        held_out: whether these rows are judged by, not trained on: as at the end of the training.
     """
 
     plan: Plan
@@ -55,6 +56,7 @@ class StepBatches(Dataset[list[Batch]]):
     micro_batch_tokens: int | None
     rank: int
     size: int
+    held_out: bool = False
 
     def __getitem__(self, step: int) -> list[Batch]:
         rows, seen = self.plan.rows_of(step)
@@ -71,9 +73,12 @@ class StepBatches(Dataset[list[Batch]]):
 
     def _batch(self, rows: NDArray[np.int64], seen: NDArray[np.int64], step: int) -> Batch:
         keys = keyed.row_keys(seed=self.seed, epoch=seen, row_ids=rows)
-        return self.collator(self.rows.take(rows), BatchContext(keys=keys, step=step, progress=self._progress(step)))
+        context = BatchContext(keys=keys, seed=self.seed, step=step, progress=self._progress(step), held_out=self.held_out)
+        return self.collator(self.rows.take(rows), context)
 
     def _progress(self, step: int) -> float | None:
+        if self.held_out:
+            return 1.0
         return step / self.plan.num_steps if self.plan.num_steps is not None else None
 
     def parts(self, rows: NDArray[np.int64]) -> list[list[NDArray[np.int64]]]:

@@ -223,9 +223,10 @@ class Loop:
         try:
             for index, batch in enumerate(micro_batches):
                 _seed_dropout(self.seed, self.spent.steps, index, self.processes.rank)
+                batch = replace(batch, progress=progress)
                 with self._autocast():
-                    output = self.objective(replace(batch, progress=progress).to(self.processes.device))
-                loss = weighted_loss(output.terms, self.objective.weights, work.counts, counted=batch.counted)
+                    output = self.objective(batch.to(self.processes.device))
+                loss = weighted_loss(output.terms, self.objective.weights_of(batch), work.counts, counted=batch.counted)
                 self.watch.lap("forward")
                 loss.backward()  # type: ignore[no-untyped-call]
                 numbers.append(sums_of(output, loss, counted=batch.counted))

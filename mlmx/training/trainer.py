@@ -282,6 +282,7 @@ class Trainer:
             held_out=replace(
                 batches,
                 plan=held_out,
+                held_out=True,
                 # What compares the examples of a batch is judged on all of them at once, whatever fits a micro-batch.
                 micro_batch_tokens=None if objective.batch_coupled else self.micro_batch_tokens,
             )

@@ -58,9 +58,10 @@ def validate(
     work = Work.total(Work(**told) for told in processes.gather(Work.of(objective, micro_batches).to_json()))
     sums = []
     for batch in micro_batches:
+        batch = replace(batch, progress=1.0)
         with autocast():
-            output = objective(replace(batch, progress=1.0).to(processes.device))
-        loss = weighted_loss(output.terms, objective.weights, work.counts, counted=batch.counted)
+            output = objective(batch.to(processes.device))
+        loss = weighted_loss(output.terms, objective.weights_of(batch), work.counts, counted=batch.counted)
         sums.append({name: float(value) for name, value in sums_of(output, loss, counted=batch.counted).items()})
     objective.train()
     totals = add_up(processes.gather(add_up(sums)))

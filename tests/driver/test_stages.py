@@ -54,6 +54,20 @@ def test_two_pretrainings_in_a_row_with_annotation(tmp_path):
     assert place_of(second, "objective.rate") == "objective.rate"
 
 
+def test_what_a_part_of_an_objective_needs_the_whole_needs(tmp_path):
+    config = frozen(tmp_path, task={})
+    stage = config["stages"]["pretrain"]
+    parts = {"lem": {"objective": {"_target_": "mlmx.x.Part", "_needs_annotation_": True, "_needs_parallel_": True}}}
+    stage["objective"] = {"_target_": "mlmx.x.Sum", "_name_": "sum", "parts": parts}
+    stage["annotator"] = GOLD
+    assert [(kind, name) for kind, name, _ in described(config)][2:] == [("annotate", "gold"), ("pretrain", "sum")]
+    stage["annotator"] = None
+    stage["corpus"]["_parallel_"] = False
+    with pytest.raises(UserError) as error:
+        stages_of(config)
+    assert [problem.where for problem in error.value.problems] == ["annotator", "corpus"]
+
+
 def test_statistics_are_collected_once_for_all_that_need_them(tmp_path):
     config = frozen(tmp_path, chain=["one", "sum"], task={})
     base = config["stages"].pop("pretrain")

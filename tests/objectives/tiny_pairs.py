@@ -6,21 +6,27 @@ decide part of speech and entity class.
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from mlmx import keyed, listing
+from mlmx import keyed
 from mlmx.build import build
 from mlmx.data.batch import Batch, BatchContext
 from mlmx.data.gather import Side, Source, gather
 from mlmx.data.rows import CorpusInfo, RowDataset, TokenRows
+from mlmx.data.statistic import Statistic
 from mlmx.data.vocabulary import Vocabulary
 from mlmx.objectives.objective import Objective
 from mlmx.stage import StageDir
@@ -35,17 +41,42 @@ NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 NUM_LEMMAS, NUM_ENDINGS = 60, 20
 VOCABULARY_SIZE = len(SPECIALS) + 2 * NUM_LEMMAS + NUM_ENDINGS
 
+
+class CollectedHere(dict[Statistic, dict[str, NDArray[Any]]]):
+    """Statistics of the corpus, collected when they are asked for."""
+
+    def __missing__(self, statistic: Statistic) -> dict[str, NDArray[Any]]:
+        rows = TinyRows(Vocabulary.from_tokenizer(numbered_tokenizer(VOCABULARY_SIZE)), "segment")
+        offsets = np.append(rows.starts, len(rows.source.pieces))
+        store = SimpleNamespace(
+            num_segments=len(rows.starts),
+            meta={"vocabulary_size": VOCABULARY_SIZE},
+            arrays={"pieces": rows.source.pieces.astype(np.int32), "piece_offsets": offsets, "words": rows.source.words},
+        )
+        parts = list(statistic.collect(store, show_progress=False))
+        self[statistic] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return self[statistic]
+
+
+STATISTICS = CollectedHere()
 PARALLEL = CorpusInfo(
     parallel=True,
     languages=("aa", "bb"),
+    statistics=STATISTICS,
     tag_names={"pos": ("", "NOUN", "VERB", "ADP"), "entity": ("", "O", "PER", "LOC"), "entity_start": ("", "B")},
 )
-MONOLINGUAL = CorpusInfo(parallel=False, languages=PARALLEL.languages, tag_names=PARALLEL.tag_names)
+MONOLINGUAL = replace(PARALLEL, parallel=False)
 
 
-def node_of(name: str, **settings: Any) -> dict[str, Any]:
-    """The YAML of an objective, with some settings replaced."""
-    return {**listing.node_of(CONF / f"{name}.yaml"), **settings}
+@cache
+def composed(name: str, *overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF.parent), version_base=None):
+        return OmegaConf.to_container(compose(f"objective/{name}", list(overrides)).objective)
+
+
+def node_of(name: str, *overrides: str, **settings: Any) -> dict[str, Any]:
+    """The YAML of an objective as commands compose it, with some overrides, and some settings replaced."""
+    return {**copy.deepcopy(composed(name, *overrides)), **settings}
 
 
 def tiny_encoder(seed: int = 0, architecture: str = "bert", hidden_size: int = 32):
@@ -109,7 +140,16 @@ def _spell(lemma: int, language: int) -> list[int]:
 
 
 def make_objective(name: str, encoder=None, corpus: CorpusInfo = PARALLEL, **settings: Any) -> Objective:
+    if "equal_views" in node_of(name):
+        # Dropout is not the same on other processes, so what has to be is compared without it.
+        settings = {"equal_views": "accept", **settings}
     return build(node_of(name, **settings), encoder or tiny_encoder(), corpus, where="objective")
+
+
+def precise_objective(name: str) -> Objective:
+    """An objective to compare between layouts: in float64 where similarities over a small temperature magnify rounding."""
+    objective = make_objective(name)
+    return objective.double() if objective.batch_coupled else objective
 
 
 def rows_of(objective: Objective, num_pairs: int = 48) -> TinyRows:
@@ -117,11 +157,20 @@ def rows_of(objective: Objective, num_pairs: int = 48) -> TinyRows:
     return TinyRows(objective.encoder.vocabulary, collator.view, collator.separator, num_pairs)
 
 
-def batch_of(objective: Objective, indices, seed: int = 0, epoch: int = 0, rows: RowDataset | None = None) -> Batch:
+def batch_of(
+    objective: Objective,
+    indices,
+    seed: int = 0,
+    epoch: int = 0,
+    rows: RowDataset | None = None,
+    step: int = 0,
+    progress: float = 0.0,
+) -> Batch:
     """The batch of these rows, as the loader makes it."""
     indices = np.asarray(indices, np.int64)
     keys = keyed.row_keys(seed=seed, epoch=epoch, row_ids=indices)
-    return objective.collator()((rows or rows_of(objective)).take(indices), BatchContext(keys=keys))
+    context = BatchContext(keys=keys, seed=seed, step=step, progress=progress)
+    return replace(objective.collator()((rows or rows_of(objective)).take(indices), context), progress=progress)
 
 
 def train(
@@ -154,7 +203,8 @@ def first_gradient(folder: Path) -> torch.Tensor:
 def train_all(processes: ProcessGroup, folder: Path) -> None:
     for layout, num_shards in (("replicated", 1), ("sharded", processes.size)):
         for name in NAMES:
-            train(folder / layout / name, name, processes=replace(processes, num_shards=num_shards))
+            objective = precise_objective(name)
+            train(folder / layout / name, name, objective=objective, processes=replace(processes, num_shards=num_shards))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,222 @@
+"""What objectives made of objectives share: parts that train one encoder, each with its own inputs, heads and terms."""
+
+# S rows
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from torch import Tensor
+
+from mlmx.build import Unbuilt
+from mlmx.data.batch import Batch, BatchContext, Collator, packed_batch
+from mlmx.data.rows import CorpusInfo, TokenRows
+from mlmx.data.vocabulary import RowLayout, Separator
+from mlmx.errors import Problem, UserError, user_error
+from mlmx.keyed import fold, stream
+from mlmx.models.encoder import Encoder
+from mlmx.objectives.objective import Objective, Output
+from mlmx.objectives.views import sides_of, stacked
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositeCollator(Collator):
+    """Makes the batches of those parts that a step trains; subclasses say which.
+
+    The batch holds the rows as they are, and everything of part ``x`` under ``x/``: its tensors, among them ``x/input_ids``, its
+    keys ``x/keys``, its counts.
+
+    Attributes:
+        parts: name -> the part's collator.
+        view: what a row is: a pair if it is one to any part.
+        separator: how the sides of a pair are joined.
+    """
+
+    parts: Mapping[str, Collator]
+    view: Literal["segment", "pair"]
+    separator: Separator
+
+    @abstractmethod
+    def active(self, context: BatchContext) -> Sequence[str]:
+        """Return the parts that a step trains; the same for all processes."""
+
+    def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
+        whole = packed_batch(rows, context, counts={})
+        tensors, counts, longest = dict(whole.tensors), dict(whole.counts), whole.max_seqlen
+        for name in self.active(context):
+            batch = self.parts[name](rows, context)
+            tensors |= {f"{name}/{key}": tensor for key, tensor in {**batch.tensors, "keys": batch.keys}.items()}
+            counts |= {f"{name}/{term}": count for term, count in batch.counts.items()}
+            longest = max(longest, batch.max_seqlen)
+        return replace(whole, tensors=tensors, counts=counts, max_seqlen=longest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnDraws(Collator):
+    """Another collator's batches, with random choices of their own: independent of those that others make for the same rows.
+
+    Attributes:
+        collator: the other one.
+        name: what the choices are keyed by, beside the rows' keys.
+    """
+
+    collator: Collator
+    name: str
+
+    @property
+    def view(self) -> Literal["segment", "pair"]:  # type: ignore[override]
+        return self.collator.view
+
+    @property
+    def separator(self) -> Separator:  # type: ignore[override]
+        return self.collator.separator
+
+    def arranged(self, rows: TokenRows) -> TokenRows:
+        return self.collator.arranged(rows)
+
+    def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
+        return self.collator(rows, replace(context, keys=fold(context.keys, stream(self.name))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EachSide(Collator):
+    """Another collator's batches of the sides of pairs, each in a row of its own.
+
+    Attributes:
+        collator: the other one, of segments.
+        single: layout of a row with one side.
+    """
+
+    collator: Collator
+    single: RowLayout
+    view: Literal["segment", "pair"] = "pair"
+
+    def arranged(self, rows: TokenRows) -> TokenRows:
+        return self.collator.arranged(stacked(sides_of(rows, self.single)))
+
+    def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
+        keys = np.concatenate([fold(context.keys, side) for side in range(2)])
+        return self.collator(stacked(sides_of(rows, self.single)), replace(context, keys=keys))
+
+
+class Composite(Objective):
+    """Objectives that train one encoder, in one training: one budget, one schedule, one optimiser, one order of the data.
+
+    Each part corrupts the rows for itself and runs the encoder on what comes out. Parts without predictions in a step stay out of
+    its terms, and the parameters that only they have are as if they were not there: no gradient, no decay, no state of the
+    optimiser.
+
+    Attributes:
+        names: of the parts, in order.
+    """
+
+    def __init__(self, encoder: Encoder, corpus: CorpusInfo, parts: Mapping[str, Unbuilt[Objective]]) -> None:
+        """Build the parts around one encoder.
+
+        Raises:
+            UserError: if names are no identifiers, or parts join pairs in different ways.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.names = tuple(parts)
+        head, keeps_head = encoder.head, False
+        for name, part in parts.items():
+            # Who needs no language-model head drops it; it stays if any part needs it, with its weights.
+            encoder.head = head
+            self.add_module(f"part_{name}", part.build(encoder, corpus))
+            keeps_head |= encoder.head is not None
+            head = head if encoder.head is None else encoder.head
+        encoder.head = head if keeps_head else None
+        self.weights = {
+            f"{name}/{term}": self.share(name, 0.0) * weight
+            for name, part in self.parts.items()
+            for term, weight in part.weights.items()
+        }
+        self.batch_coupled = any(part.batch_coupled for part in self.parts.values())
+        self._last_active: Sequence[str] = ()
+
+    @property
+    def parts(self) -> dict[str, Objective]:
+        """Name -> part."""
+        return {name: self.get_submodule(f"part_{name}") for name in self.names}  # type: ignore[misc]
+
+    @abstractmethod
+    def share(self, name: str, progress: float) -> float:
+        """Return what the weights of a part's terms are multiplied by."""
+
+    def part_collators(self) -> tuple[dict[str, Collator], Literal["segment", "pair"], Separator]:
+        """Return the parts' collators for one kind of rows, and that kind: pairs if any part reads pairs."""
+        collators = {name: part.collator() for name, part in self.parts.items()}
+        of_pairs = [name for name, collator in collators.items() if collator.view == "pair"]
+        if not of_pairs:
+            return collators, "segment", "template"
+        for name in of_pairs[1:]:
+            first, other = (f"{one}: {collators[one].separator}" for one in (of_pairs[0], name))
+            if collators[name].separator != collators[of_pairs[0]].separator:
+                message = f"must join the sides of a pair in the same way (separator), not one so and one so: {first}; {other}."
+                raise user_error("objective.parts", message)
+        single = self.encoder.vocabulary.single
+        read = {
+            name: collator if name in of_pairs else EachSide(collator=collator, single=single)
+            for name, collator in collators.items()
+        }
+        return read, "pair", collators[of_pairs[0]].separator
+
+    def forward(self, batch: Batch) -> Output:
+        terms: dict[str, Tensor] = {}
+        metrics: dict[str, tuple[Tensor, Tensor]] = {}
+        self._last_active = self.active(batch)
+        for name in self._last_active:
+            output = self.parts[name](part_of(batch, name))
+            terms |= {f"{name}/{term}": value for term, value in output.terms.items()}
+            metrics |= {f"{name}/{metric}": value for metric, value in output.metrics.items()}
+        return Output(terms, metrics)
+
+    def active(self, batch: Batch) -> list[str]:
+        """Return the parts that a batch is for."""
+        return [name for name in self.names if f"{name}/input_ids" in batch.tensors]
+
+    def weights_of(self, batch: Batch) -> Mapping[str, float]:
+        return {
+            f"{name}/{term}": self.share(name, batch.progress) * weight
+            for name in self.active(batch)
+            for term, weight in self.parts[name].weights_of(part_of(batch, name)).items()
+        }
+
+    def flops(self, batch: Batch) -> int:
+        each = [self.parts[name].flops(part_of(batch, name)) for name in self.active(batch)]
+        return sum(each) if all(each) else 0
+
+    def after_step(self, step: int) -> None:
+        for name in self._last_active:
+            self.parts[name].after_step(step)
+
+
+def part_of(batch: Batch, name: str) -> Batch:
+    """Return what a composite's batch holds for one part."""
+    prefix = f"{name}/"
+    tensors = {key.removeprefix(prefix): tensor for key, tensor in batch.tensors.items() if key.startswith(prefix)}
+    counts = {term.removeprefix(prefix): count for term, count in batch.counts.items() if term.startswith(prefix)}
+    return replace(batch, keys=tensors.pop("keys"), tensors=tensors, counts=counts)
+
+
+def check_names(parts: Mapping[str, object]) -> None:
+    """Refuse parts whose names cannot be part of the names of terms and parameters, or that are none.
+
+    Raises:
+        UserError: with each of them.
+    """
+    problems = [
+        Problem(f"objective.parts.{name}", "is no name for a part: letters, digits and _ are allowed, no digit first.")
+        for name in parts
+        if not name.isidentifier()
+    ]
+    if not parts:
+        problems.append(Problem("objective.parts", "must have a part: name -> {objective: <an objective>, ...}."))
+    if problems:
+        raise UserError(problems)
