@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModel, AutoModelForMaskedLM
+from transformers import AutoModel
 
 from mlmx.build import build
 from mlmx.data.batch import BatchContext, Collator
@@ -30,7 +30,7 @@ from mlmx.data.rows_from_store import open_rows
 from mlmx.data.statistic import open_corpus
 from mlmx.errors import UserError, user_error
 from mlmx.keyed import permutation, row_keys
-from mlmx.models.encoder import Encoder
+from mlmx.models.encoder import Encoder, language_model_class
 from mlmx.models.load import Pretrained, load_config, load_tokenizer
 from mlmx.objectives.objective import Objective
 from mlmx.stage import StageDir
@@ -48,7 +48,7 @@ class Masked:
     """Rows before and after the collator.
 
     Attributes:
-        rows: as they are in the corpus.
+        rows: as the collator arranges them.
         input_ids: (T,) as the model sees them.
         selected: (T,) bool, whether the token is to be predicted.
     """
@@ -111,10 +111,10 @@ class Preview:
 
     def mask(self, indices: NDArray[np.int64]) -> Masked:
         """Return rows with the masks of the first epoch."""
-        rows = self.rows.take(indices)
+        taken = self.rows.take(indices)
         keys = row_keys(seed=self.seed, epoch=0, row_ids=indices)
-        tensors = self.collator(rows, BatchContext(keys=keys)).tensors
-        input_ids = tensors["input_ids"].numpy()
+        tensors = self.objective.shown(self.collator(taken, BatchContext(keys=keys))).tensors
+        rows, input_ids = self.collator.arranged(taken), tensors["input_ids"].numpy()
         if len(input_ids) != len(rows.input_ids):
             raise user_error("objective", "it changes the length of rows, so there is no token to show beside another.")
         selected = input_ids != rows.input_ids
@@ -145,7 +145,7 @@ def example_text(preview: Preview, index: int) -> Text:
     fates = masked.fate(preview.mask_id)
     text = Text(f"row {index}", style="bold cyan")
     for i, fate in enumerate(fates.tolist()):
-        new_side = i == 0 or rows.segments[i] != rows.segments[i - 1]
+        new_side = i == 0 or any(of[i] != of[i - 1] for of in (rows.segments, rows.row_of_token))
         same_word = i > 0 and rows.words[i] >= 0 and rows.words[i] == rows.words[i - 1]
         text.append("\n  " if new_side else "·" if same_word else " ", style="dim" if same_word else "")
         original = _piece(tokenizer, int(rows.input_ids[i]))
@@ -248,7 +248,7 @@ def _weightless_encoder(stage: StageDir, spec: Mapping[str, Any]) -> Encoder:
 
 def _from_config(config: Any, tokenizer: Any) -> Encoder:
     try:
-        model = AutoModelForMaskedLM.from_config(config)
+        model = language_model_class(config).from_config(config)
     except ValueError:
         model = AutoModel.from_config(config)
     return Encoder(model, tokenizer)

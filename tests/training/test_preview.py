@@ -14,7 +14,7 @@ from mlmx.data.prepare import prepare_corpus, train_tokenizer
 from mlmx.data.store import TokenStore
 from mlmx.models.load import load_tokenizer
 from mlmx.stage import StageDir
-from mlmx.training.preview import Preview, main, show
+from mlmx.training.preview import Preview, example_text, main, show
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -93,3 +93,13 @@ def test_the_program(prepared, capsys):
 def test_a_mistake_of_the_user_exits_with_2(prepared, capsys):
     assert main([str(stage_of(prepared, "lem", types=[{"layer": "pos", "classes": ["VERBS"], "cap_ratio": 1.0}]).path), "1"]) == 2
     assert "VERB" in capsys.readouterr().err
+
+
+def test_views_of_an_example_are_shown_one_below_the_other(prepared):
+    preview = Preview.of(stage_of(prepared, "simcse_supervised"))
+    masked = preview.mask(np.arange(3))
+    assert masked.rows.num_rows == 6
+    assert not masked.selected.any()
+    _, first, second = example_text(preview, 0).plain.splitlines()
+    assert first.split()[0] == second.split()[0] == "[CLS]"
+    assert first != second
