@@ -166,7 +166,7 @@ def problems_of(node: Mapping[str, Any], where: str, slot: str | None = None) ->
             # A model's tokenizer is not there yet.
             _build(node, [None] * num_runtime_objects(target), where)
         elif (check := getattr(target, "check_settings", None)) is not None:
-            with _placed(where, parameters):
+            with placed(where, parameters):
                 check(**_arguments(node, target, where))
     except UserError as error:
         return list(error.problems)
@@ -193,7 +193,7 @@ def build(node: Mapping[str, Any], *runtime: object, where: str = "config") -> A
 def _build(node: Mapping[str, Any], runtime: Sequence[object], where: str) -> Any:
     target = load_target(node["_target_"], where)
     arguments = _arguments(node, target, where)
-    with _placed(where, settings_parameters(target)):
+    with placed(where, settings_parameters(target)):
         return target(*runtime, **arguments)
 
 
@@ -210,8 +210,13 @@ def _arguments(node: Mapping[str, Any], target: Callable[..., Any], where: str) 
 
 
 @contextmanager
-def _placed(where: str, parameters: Mapping[str, Any]) -> Iterator[None]:
-    """Name settings by their place in the config in what is raised."""
+def placed(where: str, parameters: Mapping[str, Any]) -> Iterator[None]:
+    """Name settings by their place in the config in what is raised.
+
+    Args:
+        where: the place of the component.
+        parameters: its settings, by name.
+    """
     try:
         yield
     except UserError as error:

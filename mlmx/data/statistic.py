@@ -53,10 +53,11 @@ class Statistic(ABC):
         Raises:
             UserError: if nothing was.
         """
-        if self not in corpus.statistics:
+        try:
+            return corpus.statistics[self]
+        except KeyError:
             message = f"does not list the setting that {type(self).__name__} is given by, so that nothing was collected for it."
-            raise user_error("objective._statistics_", message)
-        return corpus.statistics[self]
+            raise user_error("objective._statistics_", message) from None
 
 
 def collect_statistic(

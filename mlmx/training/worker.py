@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 
-from mlmx.build import build
+from mlmx.build import build, placed, settings_of
 from mlmx.data.annotate import annotate_store
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
 from mlmx.data.rows_from_store import open_rows
@@ -70,8 +70,10 @@ def annotate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
 def collect(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Compute what an objective needs to know of a prepared corpus."""
     store = TokenStore.open(_parent(stage, "prepare").data_dir)
-    statistic = build(spec["statistic"], where=f"objective.{stage.config()['name']}")
-    return collect_statistic(store, statistic, stage.data_dir, identity=stage.config()["fingerprint"])
+    where = f"objective.{stage.config()['name']}"
+    statistic = build(spec["statistic"], where=where)
+    with placed(where, settings_of(spec["statistic"])):
+        return collect_statistic(store, statistic, stage.data_dir, identity=stage.config()["fingerprint"])
 
 
 def pretrain(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
