@@ -41,8 +41,8 @@ class SortedRows:
 
     def split(self, sorted_T: Tensor) -> list[Tensor]:
         """Return views (N, L, ...) of the values of sorted tokens, one for each run."""
-        parts = sorted_T.split([length * count for length, count in self.sizes])
-        return [part.unflatten(0, (count, length)) for part, (length, count) in zip(parts, self.sizes, strict=True)]
+        parts = torch.split(sorted_T, [length * count for length, count in self.sizes])
+        return [part.view(count, length, *part.shape[1:]) for part, (length, count) in zip(parts, self.sizes, strict=True)]
 
 
 class DecoderLayer(nn.Module):
@@ -85,7 +85,7 @@ class DecoderLayer(nn.Module):
                 all see the same. A token that sees nothing gets zeros from attention.
         """
         projected = (self.query(queries_TD), self.key(source_TD), self.value(source_TD))
-        heads = (rows.split(x.unflatten(-1, (self.num_heads, -1))) for x in projected)
+        heads = (rows.split(x.view(len(x), self.num_heads, -1)) for x in projected)
         attended = [self._attend(*run) for run in zip(*heads, visible, strict=True)]
         hidden = self.attention_norm(queries_TD + self.dropout(self.output(torch.cat(attended))))
         inner = self.contract(self.activation(self.expand(hidden)))

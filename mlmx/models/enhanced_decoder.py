@@ -66,7 +66,7 @@ class EnhancedDecoder(nn.Module):
         source_TD = source_TD.index_copy(0, cu_seqlens[:-1], vectors_SD.to(source_TD.dtype))
         of_rows_TD = vectors_SD.repeat_interleave(cu_seqlens.diff(), dim=0, output_size=batch.num_tokens)
         rows = SortedRows(cu_seqlens, batch.num_tokens)
-        rebuilt_TD = self.layer(
+        rebuilt_TD: Tensor = self.layer(
             rows.sort(self.queries(of_rows_TD, positions_TD)), rows.sort(source_TD), rows, self._visible(batch, rows)
         )
         return rebuilt_TD[rows.places]
@@ -100,8 +100,8 @@ def contexts(keys_N: Tensor, words_NL: Tensor, mask_ratio: float, parity: Parity
         words_NL: int64 word of each token within its row, -1 for special ones.
         mask_ratio: part of the ordinary tokens that is hidden, in [0, 1].
         parity: ``paper``: each position has a context of its own, in which each token is hidden by itself; ``released_code``: a row
-            has ``min(L, 256)`` contexts, of which each position takes one at random; in a context whole words, in random order,
-            are hidden until the part is reached.
+            has ``min(L, 256)`` contexts, of which each position takes one at random; in a context whole words are hidden, in random
+            order until the part is reached.
     """
     length = words_NL.shape[1]
     places_L = torch.arange(length, device=words_NL.device)
@@ -113,10 +113,13 @@ def contexts(keys_N: Tensor, words_NL: Tensor, mask_ratio: float, parity: Parity
         num_contexts = min(length, _MAX_CONTEXTS)
         numbers_NC = places_L[None, :num_contexts]
         draws_NCL = uniform(_pairs(keys_N, numbers_NC, words_NL)).masked_fill(special_NL[:, None], 1.0)
-        budget_N = ((~special_NL).sum(1) * mask_ratio).round()
-        # All tokens of a word have the same draw: a word is hidden if fewer tokens than the budget come before it.
-        before_NCL = torch.searchsorted(draws_NCL.sort(-1).values, draws_NCL)
-        of_contexts = before_NCL < budget_N[:, None, None]
+        budget_N = (~special_NL).sum(1) * mask_ratio
+        # All tokens of a word have the same draw: in the order of draws, words are hidden until the budget is met. The word that
+        # reaches past it is hidden with the probability that makes the part right on average.
+        sorted_NCL = draws_NCL.sort(-1).values
+        before_NCL, through_NCL = (torch.searchsorted(sorted_NCL, draws_NCL, right=right) for right in (False, True))
+        last_NCL = uniform(_pairs(fold(keys_N, stream("last")), numbers_NC, words_NL))
+        of_contexts = before_NCL + last_NCL * (through_NCL - before_NCL) < budget_N[:, None, None]
         chosen_NL = integers(end_fold(begin_fold(fold(keys_N, stream("choice")))[:, None], places_L[None]), num_contexts)
         hidden = of_contexts.gather(1, chosen_NL[:, :, None].expand(-1, -1, length))
     visible = ~hidden | special_NL[:, None]

@@ -67,9 +67,10 @@ class RetroMAE(MaskedObjective):
         ``parity: paper`` masks single tokens, and each position has a context of its own, in which each token is hidden by itself.
         ``parity: released_code`` masks whole words until the part is reached, in the encoder and in the contexts, of which a row of
         L tokens has ``min(L, 256)`` for its positions to choose from at random. Beside that code, the word that reaches past the
-        part is masked rather than skipped, special tokens are not counted, and what becomes of a word (mask, random, keep) is drawn
-        once for all its pieces. Where the encoder has no table of positions, as with rotary ones, the decoder has its own and adds
-        it to keys and values too; its norms follow the residual sums whatever the encoder's do.
+        part is masked as often as makes the part right on average (there it is skipped), special tokens are not counted, and what
+        becomes of a word (mask, random, keep) is drawn once for all its pieces. Rows may be pairs. Where the encoder has no table of
+        positions, as with rotary ones, the decoder has its own and adds it to keys and values too; its norms follow the residual
+        sums whatever the encoder's do.
 
     Raises:
         UserError: if the tokenizer has no mask token or puts none before a text, or if ``view`` asks for pairs of a corpus that has
@@ -103,7 +104,7 @@ class RetroMAE(MaskedObjective):
         if not encoder.vocabulary.single.prefix:
             message = "its tokenizer puts no special token before a text, whose vector could stand for the text."
             raise user_error("model", message)
-        policy = BernoulliTokens(mask_ratio) if parity == "paper" else WholeWords(mask_ratio, False, "overshoot")
+        policy = BernoulliTokens(mask_ratio) if parity == "paper" else WholeWords(mask_ratio, False, "fair")
         collator = masked_collator(encoder, policy, corruption, view=resolve_view(view, corpus))
         super().__init__(encoder, RetroMAECollator(**{name: getattr(collator, name) for name in asdict(collator)}))
         self.weights = {"mlm": 1.0, "decoder": decoder_weight}
