@@ -91,7 +91,7 @@ class Collator(ABC):
     view: Literal["segment", "pair"] = "segment"
     separator: Literal["template", "own"] = "template"
 
-    def arranged(self, rows: TokenRows) -> TokenRows:
+    def arranged(self, rows: TokenRows, context: BatchContext) -> TokenRows:
         """Return the rows that the batch of these rows has, before anything is corrupted; here they are the same."""
         return rows
 

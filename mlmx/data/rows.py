@@ -31,6 +31,8 @@ class TokenRows:
             special opens side 0).
         languages: (T,) int8 index into the corpus' ``languages``, -1 for specials.
         row_ids: (S,) int64 number of the row in its dataset: what its random choices are keyed by.
+        sources: (S,) int64 segment of the corpus that the row, or its first side, was cut from; None where it comes from no stored
+            corpus.
         tags: layer -> (T,) uint8 class of the token's word. Layers: ``pos`` and ``entity`` (indices into
             ``CorpusInfo.tag_names[layer]``, 0 is "not annotated") and ``entity_start`` (1 where the word begins an entity
             span). Empty without annotation. Specials are 0.
@@ -44,6 +46,7 @@ class TokenRows:
     segments: NDArray[np.int8]
     languages: NDArray[np.int8]
     row_ids: NDArray[np.int64]
+    sources: NDArray[np.int64] | None = None
     tags: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     labels: NDArray[np.int64] | NDArray[np.float32] | None = None
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -81,8 +82,9 @@ class SegmentRows(StoreRows):
 
     def take(self, indices: NDArray[np.int64]) -> TokenRows:
         lengths = self.lengths[indices].astype(np.int64) - self.layout.num_special
-        side = self._side(self.segments[indices], self.starts[indices], lengths)
-        return gather(self.layout, self._source(), [side], indices)
+        sources = self.segments[indices]
+        side = self._side(sources, self.starts[indices], lengths)
+        return replace(gather(self.layout, self._source(), [side], indices), sources=sources)
 
 
 class PairRows(StoreRows):
@@ -112,7 +114,7 @@ class PairRows(StoreRows):
 
     def take(self, indices: NDArray[np.int64]) -> TokenRows:
         sides = [self._side(2 * indices + side, self.starts[indices, side], self.kept[indices, side]) for side in (0, 1)]
-        return gather(self.layout, self._source(), sides, indices)
+        return replace(gather(self.layout, self._source(), sides, indices), sources=2 * indices)
 
 
 def open_rows(

@@ -76,11 +76,14 @@ class OwnDraws(Collator):
     def separator(self) -> Separator:  # type: ignore[override]
         return self.collator.separator
 
-    def arranged(self, rows: TokenRows) -> TokenRows:
-        return self.collator.arranged(rows)
+    def arranged(self, rows: TokenRows, context: BatchContext) -> TokenRows:
+        return self.collator.arranged(rows, self._own(context))
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
-        return self.collator(rows, replace(context, keys=fold(context.keys, stream(self.name))))
+        return self.collator(rows, self._own(context))
+
+    def _own(self, context: BatchContext) -> BatchContext:
+        return replace(context, keys=fold(context.keys, stream(self.name)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +99,15 @@ class EachSide(Collator):
     single: RowLayout
     view: Literal["segment", "pair"] = "pair"
 
-    def arranged(self, rows: TokenRows) -> TokenRows:
-        return self.collator.arranged(stacked(sides_of(rows, self.single)))
+    def arranged(self, rows: TokenRows, context: BatchContext) -> TokenRows:
+        return self.collator.arranged(*self._sides(rows, context))
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
+        return self.collator(*self._sides(rows, context))
+
+    def _sides(self, rows: TokenRows, context: BatchContext) -> tuple[TokenRows, BatchContext]:
         keys = np.concatenate([fold(context.keys, side) for side in range(2)])
-        return self.collator(stacked(sides_of(rows, self.single)), replace(context, keys=keys))
+        return stacked(sides_of(rows, self.single)), replace(context, keys=keys)
 
 
 class Composite(Objective):

@@ -42,11 +42,11 @@ class ViewsCollator(Collator):
     view: Literal["segment", "pair"]
     per_example: int = 1
 
-    def arranged(self, rows: TokenRows) -> TokenRows:
+    def arranged(self, rows: TokenRows, context: BatchContext) -> TokenRows:
         return stacked([rows, rows] if self.view == "segment" else sides_of(rows, self.single))
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
-        arranged = self.arranged(rows)
+        arranged = self.arranged(rows, context)
         keys = np.concatenate([fold(context.keys, view) for view in range(_NUM_VIEWS)])
         return packed_batch(arranged, replace(context, keys=keys), counts={TERM: self.per_example * rows.num_rows})
 
@@ -86,6 +86,7 @@ def stacked(views: Sequence[TokenRows]) -> TokenRows:
     return TokenRows(
         **{name: joined(name) for name in ("input_ids", "words", "segments", "languages", "row_ids")},
         cu_seqlens=ends.astype(np.int32),
+        sources=None if any(rows.sources is None for rows in views) else joined("sources"),
         tags={layer: np.concatenate([rows.tags[layer] for rows in views]) for layer in views[0].tags},
     )
 
@@ -112,5 +113,7 @@ def sides_of(rows: TokenRows, layout: RowLayout) -> list[TokenRows]:
         languages = rows.languages[starts]
         side = Side(starts=starts, lengths=lengths, languages=languages, first_words=rows.cu_seqlens[:-1].astype(np.int64))
         taken = gather(layout, source, [side], rows.row_ids)
-        sides.append(replace(taken, segments=np.full_like(taken.segments, number)))
+        # The sides of a pair are neighbours in the corpus.
+        sources = None if rows.sources is None else rows.sources + number
+        sides.append(replace(taken, segments=np.full_like(taken.segments, number), sources=sources))
     return sides

@@ -113,8 +113,9 @@ class Preview:
         """Return rows with the masks of the first epoch."""
         taken = self.rows.take(indices)
         keys = row_keys(seed=self.seed, epoch=0, row_ids=indices)
-        tensors = self.objective.shown(self.collator(taken, BatchContext(keys=keys))).tensors
-        rows, input_ids = self.collator.arranged(taken), tensors["input_ids"].numpy()
+        context = BatchContext(keys=keys)
+        tensors = self.objective.shown(self.collator(taken, context)).tensors
+        rows, input_ids = self.collator.arranged(taken, context), tensors["input_ids"].numpy()
         if len(input_ids) != len(rows.input_ids):
             raise user_error("objective", "it changes the length of rows, so there is no token to show beside another.")
         selected = input_ids != rows.input_ids

@@ -19,6 +19,7 @@ from mlmx.data.tokenizer import TrainedTokenizer
 from mlmx.data.vocabulary import Vocabulary
 from mlmx.errors import UserError
 from mlmx.models.load import load_tokenizer
+from mlmx.objectives.views import sides_of, stacked
 
 VOCABULARY = Vocabulary.from_tokenizer(tokenizer())
 
@@ -104,6 +105,18 @@ def test_windows_lose_nothing_and_cut_at_words(store: TokenStore, max_length: in
     starts = dataset.starts
     inside = ~np.isin(starts, store.arrays["word_pieces"])
     assert (rows.lengths[np.flatnonzero(inside) - 1] == max_length).all()
+
+
+def test_rows_know_the_segments_they_were_cut_from(store: TokenStore) -> None:
+    rows = all_rows(open_rows(store, VOCABULARY, view="segment", max_length=7))
+    assert rows.num_rows > store.num_segments
+    for row, segment in enumerate(rows.sources.tolist()):
+        inner = rows.input_ids[rows.cu_seqlens[row] + 1 : rows.cu_seqlens[row + 1] - 1].tolist()
+        assert " ".join(map(str, inner)) in " ".join(map(str, store.pieces(*divmod(segment, 2)).tolist()))
+    pairs = open_rows(store, VOCABULARY, view="pair", max_length=300).take(np.array([2, 0]))
+    assert pairs.sources.tolist() == [4, 0]
+    both = stacked(sides_of(pairs, VOCABULARY.single))
+    assert both.sources.tolist() == [4, 0, 5, 1]
 
 
 def test_truncation_is_counted_per_language(store: TokenStore) -> None:

@@ -49,7 +49,7 @@ def test_the_views_of_a_pair_are_its_sides_as_rows_of_their_own(middle):
     edges = segments.cu_seqlens.tolist()
     expected = [segments.input_ids[start:end].tolist() for start, end in pairwise(edges)]
     assert rows_in(batch) == expected[0::2] + expected[1::2]
-    arranged = objective.collator().arranged(rows_of(objective).take(np.arange(6)))
+    arranged = objective.collator().arranged(rows_of(objective).take(np.arange(6)), BatchContext(keys=np.arange(6)))
     assert set(arranged.segments[: arranged.cu_seqlens[6]]) == {0}
     assert set(arranged.languages[arranged.cu_seqlens[6] :]) == {-1, 1}
 
