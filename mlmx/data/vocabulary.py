@@ -62,6 +62,17 @@ class Vocabulary:
         """Sorted ids that are not special: what random replacements are drawn from."""
         return np.setdiff1d(np.arange(self.size), np.asarray(self.special_ids, np.int64))
 
+    def required_mask_id(self) -> int:
+        """Return the mask token.
+
+        Raises:
+            UserError: if there is none.
+        """
+        if self.mask_id is None:
+            message = "its tokenizer has no mask token, which this objective needs; model.add_mask_token=true gives it one."
+            raise user_error("model", message)
+        return self.mask_id
+
     def pair_layout(self, separator: Separator) -> RowLayout:
         """Return how a pair is joined: by the tokenizer's template, or each side with its ``own`` specials (as in XLM)."""
         if separator == "template":

@@ -17,16 +17,12 @@ from mlmx.objectives.objective import Objective, Output
 
 
 class NextTokenCollator(Collator):
-    """Adds to the batch ``selected`` (P,) int64, all tokens but the last of each row, and ``targets`` (P,), the ones after them."""
+    """Adds to the batch ``selected`` (P,) int64, all tokens but the first of each row, and ``targets`` (P,), what they are."""
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
-        has_next = np.ones(len(rows.input_ids), bool)
-        has_next[rows.cu_seqlens[1:] - 1] = False
-        selected = has_next.nonzero()[0]
+        selected = rows.places.nonzero()[0]
         input_ids, counts = self.given(rows, context), {"clm": len(selected)}
-        return packed_batch(
-            rows, context, counts=counts, input_ids=input_ids, selected=selected, targets=rows.input_ids[selected + 1]
-        )
+        return packed_batch(rows, context, counts=counts, input_ids=input_ids, selected=selected, targets=rows.input_ids[selected])
 
     def given(self, rows: TokenRows, context: BatchContext) -> NDArray[np.int64]:
         """Return (T,) what the encoder reads; here the rows as they are."""
@@ -49,7 +45,8 @@ class CausalLanguageModeling(Objective):
         special tokens included.
 
     Shapes:
-        ``selected`` (P,), ``targets`` (P,): positions among the batch's packed tokens, and the ids that stand after them.
+        ``selected`` (P,), ``targets`` (P,): positions among the batch's packed tokens, and the ids that stand there; what predicts one
+        is the vector of the token before it.
 
     Deviations:
         A row is a segment with the tokenizer's special tokens around it, not a window of a stream. An encoder that has a
@@ -78,7 +75,7 @@ class CausalLanguageModeling(Objective):
 
     def forward(self, batch: Batch) -> Output:
         assert self.encoder.head is not None
-        hidden_PD = self.encoder(batch, direction="causal")[batch.tensors["selected"]]
+        hidden_PD = self.encoder(batch, direction="causal")[batch.tensors["selected"] - 1]
         targets = batch.tensors["targets"]
         loss, num_right = cross_entropy(self.encoder.head, hidden_PD, targets, vocab_size=self.encoder.vocabulary.size)
         return next_token_output(loss, num_right, targets)

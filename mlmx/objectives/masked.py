@@ -134,12 +134,10 @@ def masked_collator(
         UserError: if the tokenizer has no mask token.
     """
     vocabulary = encoder.vocabulary
-    if vocabulary.mask_id is None:
-        raise user_error("model", "its tokenizer has no mask token, which this objective needs.")
     return MaskedCollator(
         policy=policy,
         corruption=corruption,
-        mask_id=vocabulary.mask_id,
+        mask_id=vocabulary.required_mask_id(),
         ordinary_ids=vocabulary.ordinary_ids,
         view=view,
         separator=separator,

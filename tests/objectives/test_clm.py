@@ -31,7 +31,7 @@ def test_nothing_is_predicted_across_rows():
     batch = batch_of(objective, range(8))
     cls, sep = (objective.encoder.tokenizer.convert_tokens_to_ids(token) for token in ("[CLS]", "[SEP]"))
     assert not (batch.tensors["targets"] == cls).any()
-    assert not (batch.tensors["input_ids"][batch.tensors["selected"]] == sep).any()
+    assert not (batch.tensors["input_ids"][batch.tensors["selected"] - 1] == sep).any()
     assert (batch.tensors["targets"] == sep).sum() == 8
 
 
