@@ -90,6 +90,18 @@ class EnhancedDecoder(nn.Module):
         return [contexts(keys_NL[:, 0], words_NL, self.mask_ratio, self.parity) for keys_NL, words_NL in of_runs]
 
 
+class NormedQueriesDecoder(EnhancedDecoder):
+    """An enhanced decoder whose queries go through a norm and dropout, as embeddings do."""
+
+    def __init__(self, encoder: Encoder, mask_ratio: float, parity: Parity) -> None:
+        super().__init__(encoder, mask_ratio, parity)
+        self.query_norm = nn.LayerNorm(encoder.hidden_size, eps=self.layer.norm.eps)
+
+    def queries(self, vectors_TD: Tensor, positions_TD: Tensor) -> Tensor:
+        normed: Tensor = self.layer.dropout(self.query_norm(super().queries(vectors_TD, positions_TD)))
+        return normed
+
+
 def contexts(keys_N: Tensor, words_NL: Tensor, mask_ratio: float, parity: Parity) -> Tensor:
     """Return which tokens each position of some rows sees: (N, L, L) bool, position by token.
 

@@ -68,14 +68,17 @@ class RetroMAE(MaskedObjective):
         ``parity: released_code`` masks whole words until the part is reached, in the encoder and in the contexts, of which a row of
         L tokens has ``min(L, 256)`` for its positions to choose from at random. Beside that code, the word that reaches past the
         part is masked as often as makes the part right on average (there it is skipped), special tokens are not counted, and what
-        becomes of a word (mask, random, keep) is drawn once for all its pieces. Rows may be pairs. Where the encoder has no table of
-        positions, as with rotary ones, the decoder has its own and adds it to keys and values too; its norms follow the residual
+        becomes of a word (mask, random, keep) is drawn once for all its pieces. Rows may be pairs. Where the encoder has no table
+        of positions, as with rotary ones, the decoder has its own and adds it to keys and values too; its norms follow the residual
         sums whatever the encoder's do.
 
     Raises:
         UserError: if the tokenizer has no mask token or puts none before a text, or if ``view`` asks for pairs of a corpus that has
             none.
     """
+
+    collator_class = RetroMAECollator
+    decoder_class = EnhancedDecoder
 
     def __init__(
         self,
@@ -106,25 +109,25 @@ class RetroMAE(MaskedObjective):
             raise user_error("model", message)
         policy = BernoulliTokens(mask_ratio) if parity == "paper" else WholeWords(mask_ratio, False, "fair")
         collator = masked_collator(encoder, policy, corruption, view=resolve_view(view, corpus))
-        super().__init__(encoder, RetroMAECollator(**{name: getattr(collator, name) for name in asdict(collator)}))
+        super().__init__(encoder, self.collator_class(**{name: getattr(collator, name) for name in asdict(collator)}))
         self.weights = {"mlm": 1.0, "decoder": decoder_weight}
-        self.decoder = EnhancedDecoder(encoder, decoder_mask_ratio, parity)
+        self.decoder = self.decoder_class(encoder, decoder_mask_ratio, parity)
 
     def forward(self, batch: Batch) -> Output:
-        hidden_TD = self.encoder(batch)
-        encoded, (loss, metrics) = self.predict(hidden_TD, batch), self.decode(hidden_TD, batch)
-        return Output({**encoded.terms, "decoder": loss}, {**encoded.metrics, **metrics})
+        return self.rebuild(self.encoder(batch), batch)
 
-    def decode(self, hidden_TD: Tensor, batch: Batch) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Return the term ``decoder`` and its metric, from the encoder's vectors."""
+    def rebuild(self, hidden_TD: Tensor, batch: Batch) -> Output:
+        """Return the terms ``mlm`` and ``decoder`` and their metrics, from the encoder's vectors."""
         assert self.encoder.head is not None
+        output = self.predict(hidden_TD, batch)
         targets = batch.tensors["decoded_targets"]
         # The decoder reads the text itself, without masks.
         originals_T = batch.tensors["input_ids"].index_copy(0, batch.tensors["selected"], batch.tensors["targets"])
         embeddings_TD = self.encoder.states_at(replace(batch, tensors={**batch.tensors, "input_ids": originals_T}), 0)
         rebuilt_QD = self.decoder(hidden_TD, embeddings_TD, batch)[batch.tensors["decoded"]]
         loss, num_right = cross_entropy(self.encoder.head, rebuilt_QD, targets, vocab_size=self.encoder.vocabulary.size)
-        return loss, {"decoder_accuracy": (num_right, targets.new_full((), len(targets)))}
+        accuracy = (num_right, targets.new_full((), len(targets)))
+        return Output({**output.terms, "decoder": loss}, {**output.metrics, "decoder_accuracy": accuracy})
 
     def flops(self, batch: Batch) -> int:
         encoder = self.encoder.flops(batch)

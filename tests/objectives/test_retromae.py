@@ -173,12 +173,11 @@ def test_a_decoder_that_has_learned_needs_the_vector():
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        loss, _ = objective.decode(objective.encoder(batch), batch)
-        loss.backward()
+        objective(batch).terms["decoder"].backward()
         optimizer.step()
     with torch.no_grad():
         hidden = objective.encoder(batch)
-        with_vector, without = (objective.decode(x, batch)[0].item() for x in (hidden, torch.zeros_like(hidden)))
+        with_vector, without = (objective.rebuild(x, batch).terms["decoder"].item() for x in (hidden, torch.zeros_like(hidden)))
     assert without > 1.5 * with_vector
 
 
