@@ -14,6 +14,7 @@ from typing import IO, Any
 from mlmx.errors import Problem, UserError, nearest, user_error
 
 _SAMPLE_BYTES = 1 << 20
+_COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
 
 # How files begin that are no UTF-8, and what to do about it.
 _SIGNATURES = {
@@ -64,6 +65,11 @@ def _missing(entry: str, setting: str) -> Problem:
         return Problem(setting, f"there is no file {entry!r}; its folder does not exist either.")
     close = nearest(Path(entry).name, [file.name for file in folder.iterdir()])
     return Problem(setting, f"there is no file {entry!r}.", None if close is None else str(folder / close))
+
+
+def plain_or_compressed(path: Path) -> Path | None:
+    """Return the file, or a compressed one of its name (``a.tsv.gz`` for ``a.tsv``), or None if there is neither."""
+    return next((file for ending in _COMPRESSIONS if (file := path.with_name(path.name + ending)).is_file()), None)
 
 
 def open_bytes(path: Path) -> IO[bytes]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlmx.data.corpora.hub import open_dataset
+from mlmx.data.text_files import plain_or_compressed
 from mlmx.errors import nearest, user_error
 from mlmx.tasks.sentence_data import Judged, SentenceData, tell_blank
 from mlmx.tasks.table_files import check_columns, read_tsv
@@ -19,7 +20,6 @@ log = logging.getLogger(__name__)
 MAX_SCORE = 5.0
 """STS-B's scores go from 0 to 5."""
 
-_COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
 _BINARY = ("0", "1")
 _TWO_WAY = ("entailment", "not_entailment")
 _THREE_WAY = ("entailment", "neutral", "contradiction")
@@ -130,18 +130,17 @@ class GlueData(SentenceData):
         examples: list[Judged] = []
         ids: set[str] = set()
         unsure = 0
-        for where, record in read_tsv(path, header=None if is_test else layout.header, ragged=ragged):
-            if not examples:
-                check_columns([*layout.texts, *([layout.id] if is_test else [layout.label])], list(record), where)
+        columns = [*layout.texts, layout.id if is_test else layout.label]
+        for where, record in read_tsv(path, columns, header=None if is_test else layout.header, ragged=ragged):
+            if not is_test and record[layout.label] == "-" and self.dataset == "MNLI":
+                unsure += 1  # where its annotators do not agree
+                continue
             # Numbers in labelled files are those of other files, or missing; a submission needs those of the test.
             name = record[layout.id] if is_test else str(len(examples))
             if name in ids:
                 raise user_error(where, f"a second example {name!r}.")
             ids.add(name)
-            if (label := record.get(layout.label)) == "-" and self.dataset == "MNLI":
-                unsure += 1  # where its annotators do not agree
-                continue
-            gold = None if label is None else _gold(label, layout, where)
+            gold = None if is_test else _gold(record[layout.label], layout, where)
             examples.append(Judged(name, tuple(record[column] for column in layout.texts), gold))
         for number, why in ((len(ragged or ()), f"broken, such as {(ragged or [''])[0]}"), (unsure, "without a gold label")):
             if number:
@@ -193,7 +192,7 @@ class MnliData(GlueData):
         assert self.diagnostics is not None
         if not _is_folder_of_tables(self.diagnostics):
             return self._read_hub(self.diagnostics, "test", _DIAGNOSTICS)
-        if (labelled := _find(self.diagnostics, "diagnostic-full")) is not None:
+        if (labelled := plain_or_compressed(Path(self.diagnostics) / "diagnostic-full.tsv")) is not None:
             return self._read_file(labelled, "ax", _LABELLED_DIAGNOSTICS)
         return self._read_file(_file(self.diagnostics, "diagnostic"), "test", _DIAGNOSTICS)
 
@@ -203,13 +202,8 @@ def _is_folder_of_tables(source: str) -> bool:
     return folder.is_dir() and next(folder.rglob("*.parquet"), None) is None
 
 
-def _find(folder: str, stem: str) -> Path | None:
-    paths = (Path(folder) / f"{stem}.tsv{ending}" for ending in _COMPRESSIONS)
-    return next((path for path in paths if path.is_file()), None)
-
-
 def _file(folder: str, stem: str) -> Path:
-    found = _find(folder, stem)
+    found = plain_or_compressed(Path(folder) / f"{stem}.tsv")
     if found is None:
         there = ", ".join(sorted(path.name for path in Path(folder).iterdir())) or "nothing"
         raise user_error("task data.source", f"{folder} holds no {stem}.tsv (or .tsv.gz ...); there is {there}.")

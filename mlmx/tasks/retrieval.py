@@ -44,8 +44,8 @@ class Retrieval(Task):
     what the pretraining is worth: ``untrained_ndcg_at_10``, ``before_pretraining_ndcg_at_10``.
 
     In its stage's directory an evaluation leaves the rankings in TREC's format, ``run.<split>.trec``, ``bm25.<split>.trec`` and so
-    on, and the embeddings of the documents, ``index/<content>.npy``, named by the hash of all that they depend on: an evaluation that was
-    interrupted, and further splits over the same documents, use them again.
+    on, and the embeddings of the documents, ``index/<content>.npy``, named by the hash of all that they depend on: an evaluation
+    that was interrupted, and further splits over the same documents, use them again.
 
     Args:
         name: the task's name.

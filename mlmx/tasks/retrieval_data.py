@@ -12,7 +12,7 @@ from typing import Any
 
 from mlmx.build import NonNegative, Positive
 from mlmx.data.corpora.records import field_of, json_object
-from mlmx.data.text_files import read_lines
+from mlmx.data.text_files import plain_or_compressed, read_lines
 from mlmx.errors import Problem, UserError, first_problems, nearest, user_error
 from mlmx.tasks.table_files import read_records
 
@@ -20,8 +20,6 @@ log = logging.getLogger(__name__)
 
 Rows = Iterable[tuple[str, Mapping[str, Any]]]
 """Where a record stands, and its fields."""
-
-_ENDINGS = ("", ".gz", ".bz2", ".xz", ".zst")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +156,9 @@ class RetrievalFiles(BeirData):
         return read_records(self._file(f"qrels/{split}.tsv"), ["query-id", "corpus-id", "score"])
 
     def _file(self, name: str) -> Path:
-        for ending in _ENDINGS:
-            if (path := self.folder / f"{name}{ending}").is_file():
-                return path
         path = self.folder / name
+        if (found := plain_or_compressed(path)) is not None:
+            return found
         there = sorted(file.name for file in path.parent.iterdir() if file.is_file()) if path.parent.is_dir() else []
         raise user_error(str(path), f"there is no such file; there are {', '.join(there) or 'none'}.", nearest(path.name, there))
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from mlmx.data.text_files import read_lines
+from mlmx.data.text_files import plain_or_compressed, read_lines
 from mlmx.errors import user_error
 from mlmx.tasks.glue_data import as_score
 from mlmx.tasks.sentence_data import Judged, SentenceData, tell_blank
-from mlmx.tasks.table_files import check_columns, read_tsv
+from mlmx.tasks.table_files import read_tsv
 from mlmx.tasks.task import check_splits
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ SUBSETS: Mapping[str, tuple[str, ...]] = {
 # Where the sets lie, in SentEval's folder and as they are published.
 _BENCHMARK_PLACES = ("STS/STSBenchmark/sts-test.csv", "stsbenchmark/sts-test.csv", "STSBenchmark/sts-test.csv")
 _SICK_PLACES = ("SICK/SICK_test_annotated.txt", "SICK_test_annotated.txt")
-_COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
 
 
 class SimilarityData(ABC):
@@ -122,9 +121,8 @@ class SentEvalFiles(SimilarityData):
 
     def _file(self, *places: str) -> Path:
         for place in places:
-            for ending in _COMPRESSIONS:
-                if (path := self.folder / f"{place}{ending}").is_file():
-                    return path
+            if (path := plain_or_compressed(self.folder / place)) is not None:
+                return path
         raise user_error("task data.folder", f"{self.folder} holds no {places[0]}.")
 
 
@@ -140,8 +138,7 @@ def _benchmark(path: Path) -> Iterator[Judged]:
 def _sick(path: Path) -> Iterator[Judged]:
     columns = ("pair_ID", "sentence_A", "sentence_B", "relatedness_score")
     names: set[str] = set()
-    for where, record in read_tsv(path):
-        check_columns(columns, list(record), where)
+    for where, record in read_tsv(path, columns):
         name, first, second, score = (record[column] for column in columns)
         if name in names:
             raise user_error(where, f"a second pair {name!r}.")

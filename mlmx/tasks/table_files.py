@@ -6,12 +6,14 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from mlmx.data.corpora.records import check_characters, json_object
 from mlmx.data.text_files import format_of, read_lines
 from mlmx.errors import Problem, UserError, nearest, user_error
 
 Record = dict[str, str]
+Item = TypeVar("Item")
 
 
 def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
@@ -27,32 +29,26 @@ def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Reco
     if kind in ("jsonl", "ndjson"):
         yield from _jsonl_records(path, columns)
     elif kind in ("tsv", "csv"):
-        yield from _table_records(path, columns, kind)
+        yield from _table_records(_csv_rows(path) if kind == "csv" else _tsv_rows(path), columns)
     else:
         raise user_error(str(path), "unknown format; allowed are .jsonl, .tsv and .csv, each also as .gz, .bz2, .xz or .zst.")
 
 
-def read_tsv(path: Path, *, header: Sequence[str] | None = None, ragged: list[str] | None = None) -> Iterator[tuple[str, Record]]:
-    """Yield ``file:line`` and the fields of a TSV file, column -> field. A field is taken as it is: quotes mean nothing.
+def read_tsv(
+    path: Path, columns: Sequence[str], *, header: Sequence[str] | None = None, ragged: list[str] | None = None
+) -> Iterator[tuple[str, Record]]:
+    """Yield ``file:line`` and the named columns of a TSV file. A field is taken as it is: quotes mean nothing.
 
     Args:
         path: the file.
+        columns: those that are needed.
         header: the columns of a file that has no line for them.
         ragged: takes the places of lines with fewer or more fields than columns, which are left out; without it, they are errors.
 
     Raises:
-        UserError: for a ragged line.
+        UserError: for a ragged line, and if a column is missing; the message names the columns there are.
     """
-    rows = _tsv_rows(path)
-    if header is None:
-        _, header = next(rows)
-    for where, row in rows:
-        if len(row) == len(header):
-            yield where, dict(zip(header, row, strict=True))
-        elif ragged is None:
-            raise _ragged(where, row, header)
-        else:
-            ragged.append(where)
+    return _table_records(_tsv_rows(path), columns, header, ragged)
 
 
 def read_columns(path: Path, num_columns: int) -> Iterator[tuple[str, list[str]]]:
@@ -69,13 +65,21 @@ def read_columns(path: Path, num_columns: int) -> Iterator[tuple[str, list[str]]
 
 
 def _filled_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the lines of a file that are not blank; there must be one."""
-    lines = ((where, line) for where, line in read_lines(path) if line.strip())
-    first = next(lines, None)
+    """Yield the lines of fields that are not blank (tabs alone part empty fields); there must be one."""
+    return _not_empty(path, ((where, line) for where, line in read_lines(path) if line.strip() or "\t" in line))
+
+
+def _not_empty(path: Path, found: Iterator[tuple[str, Item]]) -> Iterator[tuple[str, Item]]:
+    """Yield what is found in a file.
+
+    Raises:
+        UserError: if that is nothing.
+    """
+    first = next(found, None)
     if first is None:
         raise user_error(str(path), "the file is empty.")
     yield first
-    yield from lines
+    yield from found
 
 
 def check_columns(columns: Sequence[str], available: Sequence[str], where: str) -> None:
@@ -99,7 +103,7 @@ def _column_problem(column: str, available: Sequence[str], where: str) -> Proble
 
 
 def _jsonl_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
-    for where, line in _filled_lines(path):
+    for where, line in _not_empty(path, ((where, line) for where, line in read_lines(path) if line.strip())):
         value = json_object(where, line)
         check_columns(columns, list(value), where)
         yield where, {column: _text(value[column], column, where) for column in columns}
@@ -115,19 +119,23 @@ def _text(value: object, column: str, where: str) -> str:
     return json.dumps(value)
 
 
-def _table_records(path: Path, columns: Sequence[str], kind: str) -> Iterator[tuple[str, Record]]:
-    rows = _csv_rows(path) if kind == "csv" else _tsv_rows(path)
-    where, header = next(rows)
-    check_columns(columns, header, where)
+def _table_records(
+    rows: Iterator[tuple[str, list[str]]],
+    columns: Sequence[str],
+    header: Sequence[str] | None = None,
+    ragged: list[str] | None = None,
+) -> Iterator[tuple[str, Record]]:
+    if header is None:
+        where, header = next(rows)
+        check_columns(columns, header, where)
     where_in_row = [header.index(column) for column in columns]
     for where, row in rows:
-        if len(row) != len(header):
-            raise _ragged(where, row, header)
-        yield where, {column: row[i] for column, i in zip(columns, where_in_row, strict=True)}
-
-
-def _ragged(where: str, row: Sequence[str], header: Sequence[str]) -> UserError:
-    return user_error(where, f"{len(row)} fields, but there are {len(header)} columns: {', '.join(header)}.")
+        if len(row) == len(header):
+            yield where, {column: row[i] for column, i in zip(columns, where_in_row, strict=True)}
+        elif ragged is None:
+            raise user_error(where, f"{len(row)} fields, but there are {len(header)} columns: {', '.join(header)}.")
+        else:
+            ragged.append(where)
 
 
 def _tsv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -140,12 +148,13 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
 
     def lines() -> Iterator[str]:
         nonlocal place
-        for where, line in _filled_lines(path):
+        for where, line in read_lines(path):
             place = where
             yield line + "\n"
 
     try:
-        for row in csv.reader(lines(), strict=True):
-            yield place, row
+        # A blank line is none of the rows, but may stand inside a field.
+        rows = ((place, row) for row in csv.reader(lines(), strict=True) if len(row) > 1 or "".join(row).strip())
+        yield from _not_empty(path, rows)
     except csv.Error as error:
         raise user_error(place, f"is not CSV: {error}; is a quotation mark not closed?") from error

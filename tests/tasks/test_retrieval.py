@@ -231,10 +231,15 @@ def test_controls_are_judged_as_if_alone(make_encoder, tmp_path):
         for metric, value in values(task(bm25=None).evaluate(one)).items()
     }
     assert len({expected[f"{prefix}mrr_at_10"] for prefix in alone}) == 3
+
     # What is written down of one encoder is not taken for another's.
-    with pytest.raises(KeyboardInterrupt), results_saved(tmp_path / "results", "x"):
-        assert values(judge.evaluate(encoder)) == expected
-        raise KeyboardInterrupt
+    def interrupted():
+        with results_saved(tmp_path / "results", "x"):
+            assert values(judge.evaluate(encoder)) == expected
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     with results_saved(tmp_path / "results", "x"):
         assert values(judge.evaluate(encoder)) == expected
 

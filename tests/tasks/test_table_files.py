@@ -15,7 +15,7 @@ from mlmx.tasks.table_files import read_columns, read_records
 )
 def test_all_formats_give_the_same_records(tmp_path, suffix, compress):
     contents = {
-        ".jsonl": '{"text": "a \\"b\\"", "label": 1, "x": null}\n\n{"label": 2, "text": "c"}\n',
+        ".jsonl": '{"text": "a \\"b\\"", "label": 1, "x": null}\n\n\t\n{"label": 2, "text": "c"}\n',
         ".tsv": '\ufefftext\tx\tlabel\na "b"\t\t1\nc\t\t2\n',
         ".csv": 'label,text\r\n1,"a ""b"""\r\n2,c\r\n',
     }
@@ -57,6 +57,16 @@ def test_bad_input_is_told_with_file_and_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         list(read_records(tmp_path / name, ["text"]))
+
+
+def test_blank_lines_are_no_rows_but_may_stand_in_a_field_of_csv(tmp_path):
+    (tmp_path / "a.csv").write_text('text,label\n\n"one\n\ntwo",1\n,\n  \n')
+    assert [(where[-5:], record["text"]) for where, record in read_records(tmp_path / "a.csv", ["text", "label"])] == [
+        ("csv:5", "one\n\ntwo"),
+        ("csv:6", ""),
+    ]
+    (tmp_path / "a.tsv").write_text("text\tlabel\n\n\t\nx\ty\n")
+    assert [record["text"] for _, record in read_records(tmp_path / "a.tsv", ["text", "label"])] == ["", "x"]
 
 
 def test_what_json_has_besides_texts_becomes_text(tmp_path):
