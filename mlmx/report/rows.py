@@ -76,7 +76,7 @@ def group(runs: Sequence[Run]) -> Grouped:
             before = scores.get(run.seed)
             if before is not None:
                 repeated.add(run.folder)
-                if before.stage != score.stage:
+                if before.stage != score.stage and before.value != score.value:
                     notes.append(_changed(score, run, before))
             scores[run.seed] = score
     if repeated:

@@ -15,6 +15,8 @@ from mlmx.errors import user_error
 _NO_CONFIGURATION = ("seed", "name", "outputs", "parallel", "tracker", "sweep_metric", "plugins", "places", "decontamination")
 # What of a node's keys ``_x_`` tells components apart.
 _IDENTITY = ("_target_", "_name_", "_version_")
+# Settings of tasks that say which scores there are, and change none of them.
+_WHICH_SCORES = ("splits", "submission", "controls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +156,9 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _effective(value: Any) -> Any:
-    # The value without settings that are declared to have no effect on results.
+    # The value without settings that have no effect on a score.
     if isinstance(value, Mapping):
-        # Settings of how a task judges change no score, but for which scores there are.
-        descriptions = [value.get(key) or () for key in ("_no_effect_", "_no_effect_on_training_")] if is_node(value) else []
-        without = {name for names in descriptions for name in names}
+        without = {*(value.get("_no_effect_") or ()), *_WHICH_SCORES} if is_node(value) else ()
         return {key: _effective(inner) for key, inner in value.items() if key not in without and not _is_remark(key)}
     if isinstance(value, list):
         return [_effective(inner) for inner in value]

@@ -44,13 +44,13 @@ def lineage_of(stage: StageDir) -> Lineage:
 
 
 def published_origin(stage: StageDir) -> StageDir | None:
-    """Return the stage that began to train the encoder of this one from published weights; None if none did, or it is gone."""
+    """Return the stage that began to pretrain the encoder of this one from published weights; None if none did, or it is gone."""
     first = stage
     while (parent := _trained_before(first)) is not None:
         if not parent.config_path.exists():
             return None
         first = parent
-    return first if first is not stage and _source(first) is not None else None
+    return first if first.config()["kind"] == "pretrain" and _source(first) is not None else None
 
 
 def _trained_before(stage: StageDir) -> StageDir | None:

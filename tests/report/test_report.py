@@ -241,6 +241,18 @@ def test_settings_of_a_task_make_rows_only_where_they_differ(outputs):
     }
 
 
+def test_how_a_task_judges_makes_rows_and_which_scores_it_gives_makes_none(outputs):
+    tasks = bitext(_no_effect_on_training_=["splits", "num_beams"], num_beams=1)
+    for splits, num_beams in ((["test"], 1), (["dev", "test"], 1), (["test"], 4)):
+        node = tasks["bitext"] | {"splits": splits, "num_beams": num_beams}
+        outputs.run("mlm", 0, 0.2 if num_beams == 1 else 0.4, tasks={"bitext": node})
+    assert "has changed" not in outputs.report()
+    assert {row["configuration"]: float(row[KEY]) for row in outputs.csv()} == {
+        "task.bitext.num_beams=1": 0.2,
+        "task.bitext.num_beams=4": 0.4,
+    }
+
+
 def test_runs_that_share_not_all_tasks_share_a_row(outputs):
     outputs.run("mlm", 0, 0.2)
     outputs.run("mlm", 1, None, tasks=bitext() | {"sentiment": {"_target_": "S", "_name_": "sentiment", "name": "sentiment"}})

@@ -35,6 +35,8 @@ def test_without_pretraining_or_without_published_weights_there_is_none(tmp_path
     make_stage(tmp_path, "pretrain-scratch", tokenizer="prepare-t")
     assert published_origin(make_stage(tmp_path, "eval-random", encoder="pretrain-scratch")) is None
     assert published_origin(make_stage(tmp_path, "eval-as-it-is", source="hub/encoder")) is None
+    make_stage(tmp_path, "finetune-only", source="hub/encoder")
+    assert published_origin(make_stage(tmp_path, "eval-tuned-only", model="finetune-only")) is None
     judged = make_stage(tmp_path, "eval-x", encoder="pretrain-b")
     (tmp_path / "pretrain-a" / "config.yaml").unlink()
     assert published_origin(judged) is None
