@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlmx.data.batch import Batch
 from mlmx.models import attention
@@ -99,6 +99,28 @@ def knows_order(encoder: Encoder) -> bool:
         batch.tensors["input_ids"].copy_(batch.tensors["input_ids"][order])
         difference = (encoder(batch, direction="bidirectional") - vectors[order]).abs().max() / vectors.abs().max().clamp(min=1)
     return not float(difference) <= _TOLERANCE
+
+
+@torch.no_grad()
+def ends_with_layer(encoder: Encoder) -> bool:
+    """Tell whether a model's vectors are what its last layer hands on: then those of any layer are a shorter model's.
+
+    In a model whose norms stand before the sublayers, one more norm follows the last layer.
+    """
+    if encoder.layers is None:
+        return False
+    handed_on: list[Tensor] = []
+
+    def keep(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        handed_on.append(output if isinstance(output, Tensor) else output[0])
+
+    hook = encoder.layers[-1].register_forward_hook(keep)
+    try:
+        with _evaluating(encoder):
+            vectors = encoder(_batch(encoder, [7]))
+    finally:
+        hook.remove()
+    return torch.equal(handed_on[0].view_as(vectors), vectors)
 
 
 @contextmanager

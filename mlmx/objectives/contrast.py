@@ -4,10 +4,11 @@ Each row is compared with those of all processes, and the activations of a few r
 gradients are those of one process that holds the whole batch at once.
 """
 
-# S rows of a batch, N rows of this process, M rows of all processes, D width
+# S rows of a batch, N rows of this process, M rows of all processes, K layers, D width
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,12 @@ from mlmx.models.pooling import Pooling, pool
 
 
 def embed_rows(encoder: Encoder, batch: Batch, *, pooling: Pooling, chunk_tokens: int | None) -> Tensor:
-    """Return the pooled vectors of a batch's rows, (S, D) in float32 or better.
+    """Return the pooled vectors of a batch's rows, (S, D) in float32 or better; see ``embed_layers``."""
+    return embed_layers(encoder, batch, layers=(encoder.num_layers,), pooling=pooling, chunk_tokens=chunk_tokens)[:, 0]
+
+
+def embed_layers(encoder: Encoder, batch: Batch, *, layers: Sequence[int], pooling: Pooling, chunk_tokens: int | None) -> Tensor:
+    """Return what each of some layers makes of a batch's rows, pooled: (S, K, D) in float32 or better, by one forward pass.
 
     Source: gradient caching (Gao et al., arXiv 2101.06983). Where the batch has more than ``chunk_tokens`` tokens, it is cut into
     chunks; their activations are not kept but computed again in the backward pass, one chunk at a time, with the same dropout. So
@@ -33,6 +39,7 @@ def embed_rows(encoder: Encoder, batch: Batch, *, pooling: Pooling, chunk_tokens
     Args:
         encoder: the encoder.
         batch: the rows.
+        layers: indices into ``Encoder.hidden_states``.
         pooling: see ``mlmx.models.pooling.pool``.
         chunk_tokens: tokens of a chunk, about; None: the batch is one chunk.
     """
@@ -44,25 +51,24 @@ def embed_rows(encoder: Encoder, batch: Batch, *, pooling: Pooling, chunk_tokens
         device = batch.tensors["cu_seqlens"].device
         num_chunks = min(max(_everyones(needed, device)), min(_everyones(num_rows, device)))
     if num_chunks == 1:
-        return _embed(encoder, batch, pooling)
-    chunks = [part for (part,) in partition(lengths, num_chunks)]
+        return _embed(encoder, batch, layers, pooling)
+    chunks = [torch.from_numpy(part) for (part,) in partition(lengths, num_chunks)]
     embeddings = torch.cat(
-        [checkpoint(_embed, encoder, _rows_of(batch, torch.from_numpy(chunk)), pooling, use_reentrant=False) for chunk in chunks]
+        [checkpoint(_embed, encoder, _rows_of(batch, chunk), layers, pooling, use_reentrant=False) for chunk in chunks]
     )
-    order = torch.cat([torch.from_numpy(chunk) for chunk in chunks]).argsort()
-    return embeddings[order.to(embeddings.device)]
+    return embeddings[torch.cat(chunks).argsort().to(embeddings.device)]
 
 
-def gather_rows(rows_ND: Tensor) -> tuple[Tensor, int]:
-    """Return the rows of all processes, (M, D), in the order of their ranks, and which of them is the first of this process.
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """Return the rows (N, ...) of all processes, (M, ...), in the order of their ranks, and which is the first of this process.
 
     The gradient of a process' rows is summed over the processes that made use of them, as is right where each process' loss is a
     part of one sum. Processes may have different numbers of rows, none included; every process makes this call.
     """
-    sizes = _everyones(len(rows_ND), rows_ND.device)
+    sizes = _everyones(len(rows), rows.device)
     if len(sizes) == 1:
-        return rows_ND, 0
-    gathered: Tensor = _Gather.apply(rows_ND, sizes)  # type: ignore[no-untyped-call]
+        return rows, 0
+    gathered: Tensor = _Gather.apply(rows, sizes)  # type: ignore[no-untyped-call]
     return gathered, sum(sizes[: dist.get_rank()])
 
 
@@ -80,34 +86,42 @@ def contrastive_loss(
         temperature: similarities are divided by it.
         left_out_NM: (N, M) True where a candidate is no negative of a query; its target never is.
     """
-    with torch.autocast(queries_ND.device.type, enabled=False):
-        logits_NM = _precise(queries_ND) @ _precise(candidates_MD).T / temperature
+    logits_NM = similarities(queries_ND, candidates_MD, temperature=temperature)
     if left_out_NM is not None:
         logits_NM = logits_NM.masked_fill(left_out_NM, -torch.inf)
     loss = F.cross_entropy(logits_NM, targets_N, reduction="sum")
     return loss, (logits_NM.argmax(dim=1) == targets_N).sum()
 
 
+def similarities(queries_ND: Tensor, candidates_MD: Tensor, *, temperature: float) -> Tensor:
+    """Return the inner products of queries and candidates over a temperature, (N, M), in float32 or better."""
+    with torch.autocast(queries_ND.device.type, enabled=False):
+        return _precise(queries_ND) @ _precise(candidates_MD).T / temperature
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows_ND: Tensor, sizes: list[int]) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, sizes: list[int]) -> Tensor:
         first = sum(sizes[: dist.get_rank()])
-        ctx.own = slice(first, first + len(rows_ND))
+        ctx.own = slice(first, first + len(rows))
         # All ranks send equally much, so the rows are filled up to the largest number of them.
-        padded = F.pad(rows_ND, (0, 0, 0, max(sizes) - len(rows_ND)))
+        padded = torch.cat([rows, rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])])
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        gradient_MD = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient_MD)
-        return gradient_MD[ctx.own], None
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient[ctx.own], None
 
 
-def _embed(encoder: Encoder, batch: Batch, pooling: Pooling) -> Tensor:
-    return pool(_precise(encoder(batch)), batch.tensors["cu_seqlens"], pooling)
+def _embed(encoder: Encoder, batch: Batch, layers: Sequence[int], pooling: Pooling) -> Tensor:
+    # A model keeps the states of its layers only where they are asked for.
+    only_last = set(layers) == {encoder.num_layers}
+    states = dict.fromkeys(layers, encoder(batch)) if only_last else dict(enumerate(encoder.hidden_states(batch)))
+    return torch.stack([pool(_precise(states[layer]), batch.tensors["cu_seqlens"], pooling) for layer in layers], dim=1)
 
 
 def _rows_of(batch: Batch, rows: Tensor) -> Batch:

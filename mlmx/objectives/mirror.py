@@ -123,9 +123,9 @@ class Mirror(Objective):
         self.temperature = temperature
         self.chunk_tokens = chunk_tokens
         self._needs_dropout = span_tokens == 0 and equal_views == "refuse"
-        views = views_collator(encoder, corpus, "dropout")
+        views = views_collator(encoder, corpus, "dropout", per_example={TERM: 2})
         self._collator = MirrorCollator(
-            **{**{name: getattr(views, name) for name in asdict(views)}, "per_example": 2},
+            **{name: getattr(views, name) for name in asdict(views)},
             mask_id=mask_id,
             span_tokens=span_tokens,
             min_tokens=min_tokens,

@@ -85,7 +85,7 @@ class SimCSE(Objective):
         self.temperature = temperature
         self.chunk_tokens = chunk_tokens
         self._needs_dropout = positives == "dropout" and equal_views == "refuse"
-        self._collator = views_collator(encoder, corpus, positives)
+        self._collator = views_collator(encoder, corpus, positives, per_example={TERM: 1})
 
     def collator(self) -> ViewsCollator:
         return self._collator

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,12 +35,12 @@ class ViewsCollator(Collator):
     Attributes:
         single: layout of a row of one side.
         view: ``segment``: both rows are the example; ``pair``: they are its two sides.
-        per_example: predictions of each example.
+        per_example: term -> predictions of each example.
     """
 
     single: RowLayout
     view: Literal["segment", "pair"]
-    per_example: int = 1
+    per_example: Mapping[str, int]
 
     def arranged(self, rows: TokenRows, context: BatchContext) -> TokenRows:
         return stacked([rows, rows] if self.view == "segment" else sides_of(rows, self.single))
@@ -48,18 +48,26 @@ class ViewsCollator(Collator):
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         arranged = self.arranged(rows, context)
         keys = np.concatenate([fold(context.keys, view) for view in range(_NUM_VIEWS)])
-        return packed_batch(arranged, replace(context, keys=keys), counts={TERM: self.per_example * rows.num_rows})
+        counts = {term: number * rows.num_rows for term, number in self.per_example.items()}
+        return packed_batch(arranged, replace(context, keys=keys), counts=counts)
 
 
-def views_collator(encoder: Encoder, corpus: CorpusInfo, positives: Positives) -> ViewsCollator:
+def views_collator(encoder: Encoder, corpus: CorpusInfo, positives: Positives, *, per_example: Mapping[str, int]) -> ViewsCollator:
     """Return the collator for an encoder's vocabulary.
+
+    Args:
+        encoder: the encoder.
+        corpus: what it is trained on.
+        positives: what a second view is.
+        per_example: term -> predictions of each example.
 
     Raises:
         UserError: if ``positives`` is ``pair`` and the corpus is monolingual.
     """
     if positives == "pair":
         require_pairs(corpus)
-    return ViewsCollator(single=encoder.vocabulary.single, view="pair" if positives == "pair" else "segment")
+    view: Literal["segment", "pair"] = "pair" if positives == "pair" else "segment"
+    return ViewsCollator(single=encoder.vocabulary.single, view=view, per_example=per_example)
 
 
 def require_dropout(encoder: Encoder) -> None:

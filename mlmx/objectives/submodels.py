@@ -1,0 +1,170 @@
+"""What objectives share that train an encoder together with the smaller ones inside it: its first layers, cut to some width."""
+
+# S examples of this process, M of all processes, N rows, K layers, D width
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mlmx.data.batch import Batch
+from mlmx.data.rows import CorpusInfo
+from mlmx.errors import Problem, UserError, user_error
+from mlmx.models.encoder import Encoder
+from mlmx.models.pooling import Pooling
+from mlmx.models.probe import ends_with_layer
+from mlmx.objectives.contrast import embed_layers, gather_rows, similarities
+from mlmx.objectives.objective import Objective
+from mlmx.objectives.views import EqualViews, Positives, ViewsCollator, require_dropout, views_collator
+
+Similarity = Literal["cosine", "dot"]
+KLOn = Literal["scores", "coordinates"]
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """The vectors of both views by some layers.
+
+    Attributes:
+        first: (S, K, D) the first views of this process' examples.
+        second: (S, K, D) their second views.
+        candidates: (M, K, D) the second views of all processes.
+        targets: (S,) which of these are this process' own.
+    """
+
+    first: Tensor
+    second: Tensor
+    candidates: Tensor
+    targets: Tensor
+
+
+class SubmodelContrast(Objective):
+    """Compares the two views of examples by the vectors of several layers, each cut to some width, from one forward pass.
+
+    Raises:
+        UserError: if a shorter model would not have the vectors of these layers, if pairs are wanted of a monolingual corpus, or
+            if dropout is to tell the views apart and there is none.
+    """
+
+    batch_coupled = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        corpus: CorpusInfo,
+        *,
+        counts: Mapping[str, int],
+        positives: Positives,
+        equal_views: EqualViews,
+        pooling: Pooling,
+        similarity: Similarity,
+        temperature: float,
+        chunk_tokens: int | None,
+    ) -> None:
+        """Keep the encoder and how views are made and compared.
+
+        Args:
+            encoder: what is trained; its language-model head is dropped.
+            corpus: what it is trained on.
+            counts: term -> predictions of each example.
+            positives: what a second view is: the same row under other ``dropout``, or the other side of a ``pair``.
+            equal_views: whether a training without dropout, whose two views are the same, is refused or accepted.
+            pooling: how states of a layer become a vector.
+            similarity: ``cosine``, after the vectors are cut; or ``dot``, the inner product.
+            temperature: similarities are divided by it.
+            chunk_tokens: tokens whose activations are held at a time; None: those of the whole batch.
+        """
+        super().__init__()
+        require_plain_layers(encoder)
+        encoder.drop_head()
+        self.encoder = encoder
+        self.pooling: Pooling = pooling
+        self.similarity: Similarity = similarity
+        self.temperature = temperature
+        self.chunk_tokens = chunk_tokens
+        self._needs_dropout = positives == "dropout" and equal_views == "refuse"
+        self._collator = views_collator(encoder, corpus, positives, per_example=counts)
+
+    def collator(self) -> ViewsCollator:
+        return self._collator
+
+    def views(self, batch: Batch, layers: Sequence[int]) -> Views:
+        """Return the vectors that some layers make of a batch."""
+        if self._needs_dropout:
+            require_dropout(self.encoder)
+        vectors = embed_layers(self.encoder, batch, layers=layers, pooling=self.pooling, chunk_tokens=self.chunk_tokens)
+        first, second = vectors.view(2, batch.num_rows // 2, *vectors.shape[1:])
+        if not batch.counted:
+            # Another process has these examples, and everybody sees them there.
+            first, second = first[:0], second[:0]
+        candidates, begin = gather_rows(second)
+        return Views(first, second, candidates, begin + torch.arange(len(second), device=second.device))
+
+    def logits(self, first_SD: Tensor, candidates_MD: Tensor) -> Tensor:
+        """Return (S, M): the similarities of vectors, as they are cut, over the temperature."""
+        if self.similarity == "cosine":
+            first_SD, candidates_MD = F.normalize(first_SD, dim=-1), F.normalize(candidates_MD, dim=-1)
+        return similarities(first_SD, candidates_MD, temperature=self.temperature)
+
+
+def choice_loss(logits_SM: Tensor, targets_S: Tensor) -> Tensor:
+    """Return the summed cross-entropy, in nats, of choosing each example's second view among all."""
+    return F.cross_entropy(logits_SM, targets_S, reduction="sum")
+
+
+def num_right(logits_SM: Tensor, targets_S: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many examples are nearest to their own second view, and how many there are."""
+    return (logits_SM.argmax(dim=1) == targets_S).sum(), targets_S.new_tensor(len(targets_S))
+
+
+def divergence(teacher: Tensor, student: Tensor, *, detach: bool) -> Tensor:
+    """Return the summed Kullback-Leibler divergence KL(softmax(teacher) || softmax(student)) of rows (N, ...), in nats.
+
+    Args:
+        teacher: logits.
+        student: logits.
+        detach: whether only the student learns.
+    """
+    if detach:
+        teacher = teacher.detach()
+    return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True)
+
+
+def require_plain_layers(encoder: Encoder) -> None:
+    """Refuse an encoder whose layers do not give what a shorter model of its own would give.
+
+    Raises:
+        UserError: if it is one.
+    """
+    if encoder.base.device.type != "meta" and not ends_with_layer(encoder):
+        message = (
+            f"{encoder.base.config.model_type!r} has a norm after its last layer, or does not show its layers: what these hand on "
+            "is not what a shorter model would give."
+        )
+        raise user_error("model", message)
+
+
+def require_submodels(encoder: Encoder, pairs: Sequence[tuple[int, int]]) -> None:
+    """Refuse pairs of layer and width that an encoder does not have, or that are all of it.
+
+    Raises:
+        UserError: if there is one.
+    """
+    whole = (encoder.num_layers, encoder.hidden_size)
+    problems = [
+        Problem(
+            f"objective.pairs[{i}]",
+            f"{list(pair)} is no smaller part of an encoder with {whole[0]} layers of width {whole[1]}, which is trained anyway.",
+        )
+        for i, pair in enumerate(pairs)
+        if not (1 <= pair[0] <= whole[0] and 1 <= pair[1] <= whole[1]) or tuple(pair) == whole
+    ]
+    if not pairs or len(set(map(tuple, pairs))) < len(pairs):
+        problems.append(Problem("objective.pairs", f"{[list(pair) for pair in pairs]}: name some parts, each once."))
+    if problems:
+        raise UserError(problems)
