@@ -45,8 +45,8 @@ class CausalLanguageModeling(Objective):
         special tokens included.
 
     Shapes:
-        ``selected`` (P,), ``targets`` (P,): positions among the batch's packed tokens, and the ids that stand there; what predicts one
-        is the vector of the token before it.
+        ``selected`` (P,), ``targets`` (P,): positions among the batch's packed tokens, and the ids that stand there. What predicts
+        one is the vector of the token before it.
 
     Deviations:
         A row is a segment with the tokenizer's special tokens around it, not a window of a stream. An encoder that has a
