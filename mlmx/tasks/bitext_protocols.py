@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -97,7 +98,8 @@ class MarginMining(Protocol):
         self.retrieval: Retrieval = retrieval
         self.threshold: float | Literal["tuned"] | None = threshold
         self.train = train
-        self._tuned: dict[str, float] = {}
+        # Thresholds belong to the embeddings they were tuned on: encoder by encoder, set by set.
+        self._tuned: WeakKeyDictionary[Embed, dict[str, float]] = WeakKeyDictionary()
 
     def judge(self, name: str, data: MiningSet, embed: Embed, device: torch.device) -> Judgement:
         data = data.distinct()
@@ -114,7 +116,9 @@ class MarginMining(Protocol):
         records = _mining_records(mined, data, prefix)
         records += _accuracy_records(matches.forward, data, f"{metric}_accuracy_forward")
         records += _accuracy_records(matches.backward, _turned(data), f"{metric}_accuracy_backward")
-        return Judgement(records=records, settings=settings)
+        chance = len(data.gold) / (len(data.source) * len(data.target))
+        trivial = {f"{metric}_accuracy_{direction}": chance for direction in ("forward", "backward")}
+        return Judgement(records=records, settings=settings, trivial=trivial)
 
     def _matches(self, data: MiningSet, embed: Embed, device: torch.device) -> Matches:
         return best_matches(*embed(data), margin=self.margin, num_neighbors=self.num_neighbors, device=device)
@@ -129,10 +133,11 @@ class MarginMining(Protocol):
         chosen = name if name in sets else next(iter(sets))
         if name not in sets and len(sets) > 1:
             raise user_error("protocol.train", f"there is no set {name!r} among {', '.join(sets)}.")
-        if chosen not in self._tuned:
+        tuned = self._tuned.setdefault(embed, {})
+        if chosen not in tuned:
             data = sets[chosen].distinct()
-            self._tuned[chosen] = best_threshold(mine(self._matches(data, embed, device), self.retrieval), data)
-        return self._tuned[chosen]
+            tuned[chosen] = best_threshold(mine(self._matches(data, embed, device), self.retrieval), data)
+        return tuned[chosen]
 
 
 class CosineRetrieval(Protocol):
@@ -158,7 +163,8 @@ class CosineRetrieval(Protocol):
                 gold_N2.tolist(), found_N.tolist(), shares_of_weighted(gold_N2[:, 1], found_N), strict=True
             )
         ]
-        return Judgement(records=records, trivial={"cosine_accuracy": 1 / len(data.target)})
+        trivial = dict.fromkeys(("cosine_accuracy", "cosine_weighted_recall"), 1 / len(data.target))
+        return Judgement(records=records, trivial=trivial)
 
 
 class Tatoeba(Protocol):

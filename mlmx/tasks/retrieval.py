@@ -140,7 +140,12 @@ class Retrieval(Task):
 
     def _control_encoders(self, encoder: Encoder) -> dict[str, Encoder]:
         made = {"untrained": lambda: untrained(encoder), "before_pretraining": self.before_pretraining}
-        return {who: make().to(encoder.base.device).eval() for who in self.controls if (make := made[who]) is not None}
+        controls: dict[str, Encoder] = {
+            who: make().to(encoder.base.device).eval() for who in self.controls if (make := made[who]) is not None
+        }
+        for control in controls.values():
+            control.sentence = encoder.sentence  # so that texts become vectors as those do that they are compared with
+        return controls
 
     def _ranked(self, collection: Collection, found: Neighbours, *, least_score: float | None = None) -> dict[str, Ranking]:
         return rankings(collection, found, ignore_identical_ids=self.ignore_identical_ids, least_score=least_score)

@@ -140,6 +140,7 @@ def test_margin_gives_the_accuracy_of_best_matches_where_all_have_a_partner():
     matches = best_matches(*embeddings, margin="ratio", num_neighbors=4)
     got = values(judgement)
     assert got["margin_ratio_accuracy_forward"] == (matches.forward == np.arange(20)).mean() < 1
+    assert judgement.trivial == {f"margin_ratio_accuracy_{direction}": 1 / 20 for direction in ("forward", "backward")}
     assert got["margin_ratio_accuracy_backward"] == (matches.backward == np.arange(20)).mean() < 1
     assert len({record["id"] for record in judgement.records}) == len(judgement.records) == 60
 
@@ -169,6 +170,15 @@ def test_tuned_threshold_is_the_best_on_train_and_is_applied_to_test():
     applied = f1_of(mined["test"].above(tuned), test)
     assert values(judgement)["margin_ratio_forward_tuned_f1"] == pytest.approx(applied, abs=1e-12)
     assert applied < f1_of(mined["test"].above(best_threshold(mined["test"], test)), test)
+
+
+def test_a_threshold_is_tuned_on_the_embeddings_that_are_judged():
+    data = mining_set(20, 20, {(i, i) for i in range(10)}, gold_complete=True)
+    embeds = [lambda _, seed=seed, noise=noise: near_pairs(20, 20, seed, noise=noise) for seed, noise in ((1, 0.2), (2, 0.9))]
+    one = margin(threshold="tuned", train=Given(test=data))
+    again = [one.judge("test", data, embed, CPU).settings for embed in embeds]
+    assert again == [margin(threshold="tuned", train=Given(test=data)).judge("test", data, e, CPU).settings for e in embeds]
+    assert again[0] != again[1]
 
 
 def test_threshold_keeps_equal_scores_together_and_is_zero_without_hits():

@@ -13,6 +13,7 @@ from mlmx.data.batch import BatchContext
 from mlmx.errors import UserError
 from mlmx.models.inference import results_saved
 from mlmx.models.load import untrained
+from mlmx.models.sentence import SentenceModel
 from mlmx.tasks import retrieval
 from mlmx.tasks.bi_encoder import TERM
 from mlmx.tasks.bm25 import BM25
@@ -242,6 +243,17 @@ def test_controls_are_judged_as_if_alone(make_encoder, tmp_path):
         interrupted()
     with results_saved(tmp_path / "results", "x"):
         assert values(judge.evaluate(encoder)) == expected
+
+
+def test_texts_become_vectors_as_with_the_encoder_that_is_judged(make_encoder):
+    encoder = make_encoder(WORDS)
+    published = untrained(encoder)
+    published.sentence = SentenceModel(pooling="lasttoken", normalize=True, max_length=4, other_modules=("Dense",))
+    judge = task(bm25=None, pooling=None, controls=["before_pretraining"])
+    judge.before_pretraining = lambda: published
+    found = values(judge.evaluate(encoder))
+    alone = values(task(bm25=None).evaluate(untrained(encoder)))
+    assert {metric: found[f"before_pretraining_{metric}"] for metric in METRICS} == alone
 
 
 def test_an_untrained_encoder_is_always_the_same_and_has_seen_nothing(make_encoder):

@@ -85,7 +85,7 @@ def test_the_benchmark_and_sick_are_read(folder):
             r"headlines\.txt:3: two sentences separated by a tab",
         ),
         ("STS/STSBenchmark/sts-test.csv", "a\tb\n", "STS-B", r"sts-test\.csv:1: 2 fields; at least 7"),
-        ("SICK/SICK_test_annotated.txt", "pair_ID\tA\n1\ta\n", "SICK-R", r"annotated\.txt:2: no column 'sentence_A'"),
+        ("SICK/SICK_test_annotated.txt", "pair_ID\tA\n1\ta\n", "SICK-R", r"annotated\.txt:1: no column 'sentence_A'"),
         (
             "SICK/SICK_test_annotated.txt",
             "pair_ID\tsentence_A\tsentence_B\trelatedness_score\n1\ta\tb\t2\n1\tc\td\t3\n",
