@@ -23,7 +23,7 @@ _DROPPED_BITS = np.array(64 - _DRAW_BITS, np.uint64)
 _MAX_GROUPS = 1 << (63 - _DRAW_BITS)
 
 # What a random choice is about.
-Stream = Literal["select", "last", "piece", "corrupt", "random", "length", "sample"]
+Stream = Literal["select", "last", "piece", "corrupt", "random", "length", "sample", "mix", "unmask"]
 _LINES: dict[Stream, int] = {name: line for line, name in enumerate(get_args(Stream))}
 _STREAM_NUMBERS = np.array([[stream(name)] for name in _LINES])
 
@@ -205,6 +205,12 @@ def sums_before(values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return for each value the sum of those before it."""
     before: NDArray[np.int64] = values.cumsum() - values
     return before
+
+
+def ranges(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return start, start + 1, ... of each start, as many as its size says, end to end."""
+    numbers: NDArray[np.int64] = np.arange(sizes.sum()) + (starts - sums_before(sizes)).repeat(sizes)
+    return numbers
 
 
 def budgets(lengths: NDArray[np.integer], ratio: float) -> NDArray[np.int64]:
