@@ -33,6 +33,21 @@ class LanguageModelHead(nn.Module):
         logits: Tensor = self.model(inputs_embeds=hidden[None], return_dict=True).logits
         return logits[0]
 
+    def transform(self, hidden: Tensor) -> Tensor:
+        """Return what the layer of the vocabulary, the head's last, is given: (N, width of an embedding). It does not run."""
+
+        def leave(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+            raise _Reached(given[0])
+
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(leave)
+        try:
+            self.model(inputs_embeds=hidden[None], return_dict=True)
+        except _Reached as reached:
+            return reached.given[0]
+        finally:
+            hook.remove()
+        raise AssertionError("a language model's logits come from its output embeddings")
+
     def save(self, folder: Path, base: PreTrainedModel) -> None:
         """Write the whole language model."""
         stand_in = getattr(self.model, self.model.base_model_prefix)
@@ -41,6 +56,14 @@ class LanguageModelHead(nn.Module):
             self.model.save_pretrained(folder)
         finally:
             setattr(self.model, self.model.base_model_prefix, stand_in)
+
+
+class _Reached(Exception):  # noqa: N818 - no error: what was asked for is there, and the rest need not run
+    """Leaves a model in the middle, with the vectors that stand there."""
+
+    def __init__(self, given: Tensor) -> None:
+        super().__init__()
+        self.given = given
 
 
 class _Given(nn.Module):

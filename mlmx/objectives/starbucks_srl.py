@@ -19,6 +19,7 @@ from mlmx.objectives.submodels import (
     SubmodelContrast,
     choice_loss,
     divergence,
+    name_of,
     num_right,
     require_submodels,
 )
@@ -87,7 +88,7 @@ class StarbucksSRL(SubmodelContrast):
             chunk_tokens: tokens whose activations are held at a time; null: those of the whole batch.
         """
         require_submodels(encoder, pairs)
-        choices = ["full", *(_name(pair) for pair in pairs)]
+        choices = ["full", *(name_of(pair) for pair in pairs)]
         super().__init__(
             encoder,
             corpus,
@@ -112,7 +113,7 @@ class StarbucksSRL(SubmodelContrast):
         divergences = []
         for k, (layer, width) in enumerate(self.pairs, start=1):
             logits_SM = self.logits(views.first[:, k, :width], views.candidates[:, k, :width])
-            name = _name((layer, width))
+            name = name_of((layer, width))
             terms[name] = choice_loss(logits_SM, views.targets)
             metrics[f"{name}_accuracy"] = num_right(logits_SM, views.targets)
             if self.kl_on == "scores":
@@ -122,7 +123,3 @@ class StarbucksSRL(SubmodelContrast):
                 divergences.append(divergence(rows[:, 0], rows[:, k], detach=self.detach_teacher))
         terms["kl"] = torch.stack(divergences).sum()
         return Output(terms, metrics)
-
-
-def _name(pair: tuple[int, int]) -> str:
-    return f"layer{pair[0]}_width{pair[1]}"

@@ -168,3 +168,8 @@ def require_submodels(encoder: Encoder, pairs: Sequence[tuple[int, int]]) -> Non
         problems.append(Problem("objective.pairs", f"{[list(pair) for pair in pairs]}: name some parts, each once."))
     if problems:
         raise UserError(problems)
+
+
+def name_of(pair: tuple[int, int]) -> str:
+    """Return what a smaller encoder is called among terms and metrics."""
+    return f"layer{pair[0]}_width{pair[1]}"
