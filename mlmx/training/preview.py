@@ -51,11 +51,13 @@ class Masked:
         rows: as the collator arranges them.
         input_ids: (T,) as the model sees them.
         selected: (T,) bool, whether the token is to be predicted.
+        visible: (T,) bool, whether other tokens see it.
     """
 
     rows: TokenRows
     input_ids: NDArray[np.int64]
     selected: NDArray[np.bool_]
+    visible: NDArray[np.bool_]
 
     def fate(self, mask_id: int | None) -> NDArray[np.str_]:
         """Return (T,) what became of each selected token, ``mask``, ``random`` or ``kept``; ``""`` for the others."""
@@ -122,7 +124,8 @@ class Preview:
         if "selected" in tensors:
             selected = np.zeros(len(input_ids), bool)
             selected[tensors["selected"].numpy()] = True
-        return Masked(rows, input_ids, selected)
+        visible = tensors["visible"].numpy() if "visible" in tensors else np.ones(len(input_ids), bool)
+        return Masked(rows, input_ids, selected, visible)
 
     @property
     def mask_id(self) -> int | None:
@@ -150,6 +153,8 @@ def example_text(preview: Preview, index: int) -> Text:
         same_word = i > 0 and rows.words[i] >= 0 and rows.words[i] == rows.words[i - 1]
         text.append("\n  " if new_side else "·" if same_word else " ", style="dim" if same_word else "")
         original = _piece(tokenizer, int(rows.input_ids[i]))
+        if not masked.visible[i]:
+            original = f"({original})"
         if not fate:
             text.append(original, style=_STYLES["special"] if rows.special[i] else _tag_style(preview.corpus, rows, i))
         elif fate == "kept":
@@ -232,7 +237,7 @@ def _legend() -> Iterator[tuple[str, str] | str]:
     yield ("replaced at random", _STYLES["random"])
     yield " "
     yield ("kept", _STYLES["kept"])
-    yield "; underlined: in an entity"
+    yield "; underlined: in an entity; (in brackets): no other token sees it"
 
 
 def _weightless_encoder(stage: StageDir, spec: Mapping[str, Any]) -> Encoder:

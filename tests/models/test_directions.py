@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from mlmx.errors import UserError
-from mlmx.models import probe
+from mlmx.models import attention, probe
 from mlmx.models.encoder import Encoder
 from mlmx.models.load import load_encoder
 from tests.models.test_encoder import LENGTHS, batch_of, config, tokenizer
@@ -91,6 +93,39 @@ def test_causal_attention_of_rows_is_that_of_transformers(family):
     torch.manual_seed(0)
     model = Encoder(AutoModel.from_config(config(family)), tokenizer()).eval()
     torch.testing.assert_close(model(batch, direction="causal"), expected, rtol=1e-5, atol=2e-6)
+
+
+def reference_kernel(query, key, value, starts, starts_of_keys, longest, _, *, scale, window_size, enable_gqa):
+    """What torch says of ``varlen_attn``: each row by itself, a token sees so many to its left and right, -1 for all."""
+    assert torch.equal(starts, starts_of_keys)
+    assert max(starts.diff()) <= longest
+    assert not enable_gqa
+    left, right = (10**6 if reach < 0 else reach for reach in window_size)
+    attended = []
+    for start, end in pairwise(starts.tolist()):
+        q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
+        distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        seen = (distance <= left) & (-distance <= right)
+        attended.append(((q @ k.mT * scale).masked_fill(~seen, -torch.inf).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(attended)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["bert", "modernbert", "gpt2"])
+def test_the_kernel_is_told_the_direction(family, monkeypatch):
+    # The kernel needs a GPU; this stands for it.
+    model = encoder(family)
+    keys = torch.arange(sum(LENGTHS)) % 3 != 1
+    keys[[0, *torch.tensor(LENGTHS).cumsum(0)[:-1].tolist()]] = True
+    calls: list[dict] = [{"direction": "causal"}, {"direction": "bidirectional"}, {"direction": "causal", "keys": keys}]
+    by_length = [model(batch_of(), **called) for called in calls]
+    kernels: list[bool] = []
+    monkeypatch.setattr(attention, "uses_kernel", lambda *_: True)
+    monkeypatch.setattr(attention, "varlen_attn", lambda *a, **k: (kernels.append(True), reference_kernel(*a, **k))[1])
+    for called, expected in zip(calls, by_length, strict=True):
+        kernels.clear()
+        torch.testing.assert_close(model(batch_of(), **called), expected, rtol=1e-5, atol=2e-6)
+        assert bool(kernels) == ("keys" not in called)
 
 
 @torch.no_grad()
