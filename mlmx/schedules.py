@@ -92,6 +92,25 @@ class Piecewise(Schedule):
         return self._values[int(np.searchsorted(self._places, progress, side="right")) - 1]
 
 
+def known_progress(progress: float | None, setting: str) -> float:
+    """Return the progress for which a batch is made.
+
+    Args:
+        progress: as ``mlmx.data.batch.BatchContext`` has it.
+        setting: what needs it, for the message.
+
+    Raises:
+        UserError: if it is None.
+    """
+    if progress is None:
+        message = (
+            "follows the progress of the training, and batches are made before it is known how much of a budget in seconds, FLOPs "
+            "or supervised tokens they will find spent; set trainer.max_steps, max_epochs or max_tokens instead."
+        )
+        raise user_error(setting, message)
+    return progress
+
+
 def _number_or_schedule(_: Any, handler: Any) -> core_schema.CoreSchema:
     # A union would tell what is wrong with a number twice, once for each of its members.
     number = handler.generate_schema(Ratio)

@@ -7,10 +7,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
-
 from torch import Tensor
 
 from mlmx.build import Unbuilt
@@ -22,6 +21,8 @@ from mlmx.keyed import fold, stream
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective, Output
 from mlmx.objectives.views import sides_of, stacked
+
+PartSettings = TypeVar("PartSettings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +114,8 @@ class EachSide(Collator):
 class Composite(Objective):
     """Objectives that train one encoder, in one training: one budget, one schedule, one optimiser, one order of the data.
 
-    Each part corrupts the rows for itself and runs the encoder on what comes out. Parts without predictions in a step stay out of
-    its terms, and the parameters that only they have are as if they were not there: no gradient, no decay, no state of the
-    optimiser.
+    Each part corrupts the rows for itself and runs the encoder on what comes out. A step that does not train a part has none of its
+    terms, and leaves the parameters that only this part has as they are: no gradient, so no decay either, and their moments wait.
 
     Attributes:
         names: of the parts, in order.
@@ -138,10 +138,9 @@ class Composite(Objective):
             keeps_head |= encoder.head is not None
             head = head if encoder.head is None else encoder.head
         encoder.head = head if keeps_head else None
+        shares = self.shares(self.names, 0.0)
         self.weights = {
-            f"{name}/{term}": self.share(name, 0.0) * weight
-            for name, part in self.parts.items()
-            for term, weight in part.weights.items()
+            f"{name}/{term}": shares[name] * weight for name, part in self.parts.items() for term, weight in part.weights.items()
         }
         self.batch_coupled = any(part.batch_coupled for part in self.parts.values())
         self._last_active: Sequence[str] = ()
@@ -152,8 +151,8 @@ class Composite(Objective):
         return {name: self.get_submodule(f"part_{name}") for name in self.names}  # type: ignore[misc]
 
     @abstractmethod
-    def share(self, name: str, progress: float) -> float:
-        """Return what the weights of a part's terms are multiplied by."""
+    def shares(self, active: Sequence[str], progress: float) -> Mapping[str, float]:
+        """Return, for each part that a batch is for, what the weights of its terms are multiplied by."""
 
     def part_collators(self) -> tuple[dict[str, Collator], Literal["segment", "pair"], Separator]:
         """Return the parts' collators for one kind of rows, and that kind: pairs if any part reads pairs."""
@@ -189,8 +188,8 @@ class Composite(Objective):
 
     def weights_of(self, batch: Batch) -> Mapping[str, float]:
         return {
-            f"{name}/{term}": self.share(name, batch.progress) * weight
-            for name in self.active(batch)
+            f"{name}/{term}": share * weight
+            for name, share in self.shares(self.active(batch), batch.progress).items()
             for term, weight in self.parts[name].weights_of(part_of(batch, name)).items()
         }
 
@@ -211,18 +210,20 @@ def part_of(batch: Batch, name: str) -> Batch:
     return replace(batch, keys=tensors.pop("keys"), tensors=tensors, counts=counts)
 
 
-def check_names(parts: Mapping[str, object]) -> None:
-    """Refuse parts whose names cannot be part of the names of terms and parameters, or that are none.
+def given_parts(parts: Mapping[str, PartSettings | None]) -> dict[str, PartSettings]:
+    """Return the parts that are not null.
 
     Raises:
-        UserError: with each of them.
+        UserError: if none is left, or a name cannot be part of the names of terms and parameters.
     """
+    given = {name: part for name, part in parts.items() if part is not None}
     problems = [
         Problem(f"objective.parts.{name}", "is no name for a part: letters, digits and _ are allowed, no digit first.")
-        for name in parts
+        for name in given
         if not name.isidentifier()
     ]
-    if not parts:
+    if not given:
         problems.append(Problem("objective.parts", "must have a part: name -> {objective: <an objective>, ...}."))
     if problems:
         raise UserError(problems)
+    return given

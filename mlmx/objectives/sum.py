@@ -13,7 +13,7 @@ from mlmx.build import NonNegativeFloat, Unbuilt
 from mlmx.data.batch import BatchContext, Collator
 from mlmx.data.rows import CorpusInfo
 from mlmx.models.encoder import Encoder
-from mlmx.objectives.composite import Composite, CompositeCollator, OwnDraws, check_names
+from mlmx.objectives.composite import Composite, CompositeCollator, OwnDraws, given_parts
 from mlmx.objectives.objective import Objective
 from mlmx.schedules import Schedule
 
@@ -69,8 +69,7 @@ class Sum(Composite):
             parts: name -> ``{objective: <an objective>, weight: <at least 0>, schedule: <a schedule or null>}``; null takes a part
                 out. The schedule gives the part of the weight that counts, in [0, 1], at each progress.
         """
-        given = {name: part for name, part in parts.items() if part is not None}
-        self.check_settings(parts=parts)
+        given = given_parts(parts)
         self._weights = {name: float(part["weight"]) for name, part in given.items()}
         self._schedules = {name: part.get("schedule") for name, part in given.items()}
         super().__init__(encoder, corpus, {name: part["objective"] for name, part in given.items()})
@@ -80,13 +79,13 @@ class Sum(Composite):
         """Refuse a sum of nothing.
 
         Raises:
-            UserError: if there is no part.
+            UserError: if there is no part, or a name cannot be one.
         """
-        check_names({name: part for name, part in parts.items() if part is not None})
+        given_parts(parts)
 
-    def share(self, name: str, progress: float) -> float:
-        schedule = self._schedules[name]
-        return self._weights[name] * (1.0 if schedule is None else schedule.at(progress))
+    def shares(self, active: Sequence[str], progress: float) -> Mapping[str, float]:
+        values = {name: 1.0 if schedule is None else schedule.at(progress) for name, schedule in self._schedules.items()}
+        return {name: self._weights[name] * values[name] for name in active}
 
     def collator(self) -> SumCollator:
         collators, view, separator = self.part_collators()

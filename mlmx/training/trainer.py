@@ -250,6 +250,8 @@ class Trainer:
             rank=processes.rank,
             size=processes.size,
         )
+        if self.num_workers:
+            batches[0]  # What no batch can be made of is told by this process: loader workers would outlive the error.
         if self.dropout is not None:
             set_dropout(objective, self.dropout)
         encoders = [part for part in objective.modules() if isinstance(part, Encoder)]
