@@ -29,7 +29,7 @@ from mlmx.stage import StageDir
 
 STATISTIC_META = "statistic.json"
 _ROLE = "statistic."
-_BLOCK_PIECES = 1 << 20
+_BLOCK_PIECES = 1 << 18
 
 
 class Statistic(ABC):
@@ -101,7 +101,7 @@ def open_corpus(stage: StageDir) -> tuple[TokenStore, CorpusInfo]:
 
 
 def segment_blocks(store: TokenStore, description: str, *, show_progress: bool) -> Iterator[slice]:
-    """Yield slices of the (G,) segments of a corpus, in order, of about a million pieces each, and show how far it is."""
+    """Yield slices of the (G,) segments of a corpus, in order, of about 260,000 pieces each, and show how far it is."""
     offsets = store.arrays["piece_offsets"]
     edges = np.searchsorted(offsets, np.arange(_BLOCK_PIECES, offsets[-1], _BLOCK_PIECES)).tolist()
     edges = sorted({0, *edges, store.num_segments})

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlmx.keyed import uniform
-from mlmx.masking.units import Draws, Rows, Selection, Units, random_order, sums_before
+from mlmx.masking.units import Draws, Rows, Selection, Units, random_order, ranges, sums_before
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,9 @@ class GeometricSpans:
             selected: (T,) what is selected already.
         """
         count = end - begin + 1
-        word = _ranges(begin, count)
+        word = ranges(begin, count)
         size = words.size[word]
-        tokens = _ranges(words.first[word], size)
+        tokens = ranges(words.first[word], size)
         span = np.arange(len(begin)).repeat(count).repeat(size)
         new = ~selected[tokens]
         before = sums_before(new.astype(np.int64))
@@ -97,12 +97,6 @@ class GeometricSpans:
             before = before[sums_before(size)].repeat(size)  # a word is taken as a whole, or not at all
         taken: NDArray[np.int64] = tokens[new & (before < missing[span])]
         return taken
-
-
-def _ranges(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    # start, start + 1, ... of each, end to end.
-    ranges: NDArray[np.int64] = np.arange(sizes.sum()) + (starts - sums_before(sizes)).repeat(sizes)
-    return ranges
 
 
 def _run_heads(*values: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from mlmx import keyed
 from mlmx.build import build
 from mlmx.data.batch import Batch, BatchContext
+from mlmx.data.encoding import joined_spans
 from mlmx.data.gather import Side, Source, gather
 from mlmx.data.rows import CorpusInfo, RowDataset, TokenRows
 from mlmx.data.statistic import Statistic
@@ -46,16 +47,40 @@ class CollectedHere(dict[Statistic, dict[str, NDArray[Any]]]):
     """Statistics of the corpus, collected when they are asked for."""
 
     def __missing__(self, statistic: Statistic) -> dict[str, NDArray[Any]]:
-        rows = TinyRows(Vocabulary.from_tokenizer(numbered_tokenizer(VOCABULARY_SIZE)), "segment")
-        offsets = np.append(rows.starts, len(rows.source.pieces))
-        store = SimpleNamespace(
-            num_segments=len(rows.starts),
-            meta={"vocabulary_size": VOCABULARY_SIZE},
-            arrays={"pieces": rows.source.pieces.astype(np.int32), "piece_offsets": offsets, "words": rows.source.words},
-        )
-        parts = list(statistic.collect(store, show_progress=False))
-        self[statistic] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        parts = list(statistic.collect(tiny_store(), show_progress=False))
+        names = {name for part in parts for name in part}
+        self[statistic] = {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}
         return self[statistic]
+
+
+def tiny_store() -> SimpleNamespace:
+    """The corpus as far as statistics read it; a word is spelled by the letters of its pieces."""
+    rows = TinyRows(Vocabulary.from_tokenizer(numbered_tokenizer(VOCABULARY_SIZE)), "segment")
+    pieces, words = rows.source.pieces, rows.source.words
+    piece_offsets = np.append(rows.starts, len(pieces))
+    begins = np.append(True, words[1:] != words[:-1])
+    begins[rows.starts] = True
+    word_pieces = begins.nonzero()[0]
+    spelled = ["".join(chr(0x4E00 + piece) for piece in word) for word in np.split(pieces, word_pieces[1:])]
+    word_offsets = np.searchsorted(word_pieces, piece_offsets)
+
+    def words_of(example: int, side: int) -> list[str]:
+        start, end = word_offsets[2 * example + side : 2 * example + side + 2]
+        return spelled[start:end]
+
+    return SimpleNamespace(
+        num_segments=len(rows.starts),
+        num_sides=2,
+        meta={"vocabulary_size": VOCABULARY_SIZE},
+        arrays={
+            "pieces": pieces.astype(np.int32),
+            "piece_offsets": piece_offsets,
+            "word_pieces": word_pieces,
+            "word_offsets": word_offsets,
+        },
+        text=lambda example, side: " ".join(words_of(example, side)),
+        words=lambda example, side: np.array(joined_spans(words_of(example, side))),
+    )
 
 
 STATISTICS = CollectedHere()
@@ -129,7 +154,7 @@ class TinyRows(RowDataset):
             )
             for number in numbers
         ]
-        return gather(self.layout, self.source, sides, indices)
+        return replace(gather(self.layout, self.source, sides, indices), sources=numbers[0])
 
 
 def _spell(lemma: int, language: int) -> list[int]:
@@ -143,6 +168,9 @@ def make_objective(name: str, encoder=None, corpus: CorpusInfo = PARALLEL, **set
     if "equal_views" in node_of(name):
         # Dropout is not the same on other processes, so what has to be is compared without it.
         settings = {"equal_views": "accept", **settings}
+    if word_sets := node_of(name).get("word_sets"):
+        # No word is frequent in so small a corpus.
+        settings = {"word_sets": {**word_sets, "min_count": 1, "max_text_ratio": 1.0}, **settings}
     return build(node_of(name, **settings), encoder or tiny_encoder(), corpus, where="objective")
 
 
