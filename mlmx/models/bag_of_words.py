@@ -29,6 +29,26 @@ def largest_logits(head: nn.Module, hidden_PD: Tensor, sizes: Sequence[int]) -> 
     return torch.stack([row.max(0).values if len(row) else row.sum(0) for row in of_rows])
 
 
+def largest_entries(
+    head: nn.Module, hidden_PD: Tensor, sizes: Sequence[int], num_entries: int, *, vocab_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return the entries of the vocabulary that rows speak of most: their logits (S, K), falling, and the entries (S, K).
+
+    Args:
+        head: (P, D) to logits (P, V).
+        hidden_PD: vectors of the tokens that count.
+        sizes: how many of them each row has.
+        num_entries: K.
+        vocab_size: V, which sets how many rows go through the head at a time.
+    """
+    found, token = [], 0
+    for rows in _chunks(sizes, predictions_per_chunk(vocab_size)):
+        tokens = slice(token, token := token + sum(sizes[rows]))
+        found.append(largest_logits(head, hidden_PD[tokens], sizes[rows]).topk(num_entries))
+    logits, entries = zip(*found, strict=True)
+    return torch.cat(logits), torch.cat(entries)
+
+
 def bag_of_words_loss(
     head: nn.Module,
     hidden_PD: Tensor,

@@ -222,6 +222,8 @@ def untrained(encoder: Encoder) -> Encoder:
         # A plain copy of the config would ask for packed attention before anyone has tried it.
         config = encoder.base.config
         fresh = Encoder(type(encoder.base)(type(config).from_dict(config.to_dict())), encoder.tokenizer)
+        if encoder.head is not None:
+            fresh.add_head()
     fresh.sentence = encoder.sentence
     return fresh
 

@@ -1,6 +1,6 @@
 """From rows to one vector each."""
 
-# S rows of a batch, T packed tokens, N rows of the dataset, D width
+# S rows of a batch, T packed tokens, P ordinary ones, N rows of the dataset, D width, K entries of the vocabulary
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlmx.data.batch import BatchContext, packed_batch
-from mlmx.data.rows import RowDataset
+from mlmx.data.rows import RowDataset, TokenRows
 from mlmx.errors import user_error
+from mlmx.models.bag_of_words import largest_entries
 from mlmx.models.encoder import Encoder
 from mlmx.models.inference import by_batch
 
@@ -62,7 +63,14 @@ def resolve_layer(layer: int | Literal["last"], num_layers: int, *, where: str) 
 
 
 def encode(
-    encoder: Encoder, rows: RowDataset, *, layer: int, pooling: Pooling, batch_tokens: int, what: str = "encode"
+    encoder: Encoder,
+    rows: RowDataset,
+    *,
+    layer: int,
+    pooling: Pooling,
+    batch_tokens: int,
+    what: str = "encode",
+    num_entries: int = 0,
 ) -> NDArray[np.float32]:
     """Return one vector per row, in the dataset's order.
 
@@ -76,9 +84,11 @@ def encode(
         pooling: see ``pool``.
         batch_tokens: most tokens per batch, on a CPU no more than fit its cache; a longer row runs alone.
         what: what is being done, for the progress bar.
+        num_entries: K; above 0, the largest logits that a text's ordinary tokens give to entries of the vocabulary stand after its
+            vector, and then these entries. For the last layer of an encoder with a language-model head.
 
     Returns:
-        (N, D) float32.
+        (N, D + 2K) float32.
     """
     training = encoder.training
     encoder.eval()
@@ -90,10 +100,24 @@ def encode(
         taken = rows.take(indices)
         batch = packed_batch(taken, BatchContext(keys=np.zeros(len(indices), np.int64)), counts={}).to(device)
         states = encoder.states_at(batch, layer)
-        return pool(states.float(), batch.tensors["cu_seqlens"], pooling).cpu().numpy()
+        parts = [pool(states.float(), batch.tensors["cu_seqlens"], pooling)]
+        if num_entries:
+            parts += _lexical(encoder, states, taken, num_entries)
+        return torch.cat(parts, dim=1).cpu().numpy()
 
-    vectors = np.empty((len(rows), encoder.hidden_size), np.float32)
-    for indices, of_batch in by_batch(rows, pooled, batch_tokens=batch_tokens, what=what, settings=(layer, pooling)):
+    vectors = np.empty((len(rows), encoder.hidden_size + 2 * num_entries), np.float32)
+    settings = (layer, pooling, num_entries)
+    for indices, of_batch in by_batch(rows, pooled, batch_tokens=batch_tokens, what=what, settings=settings):
         vectors[indices] = of_batch
     encoder.train(training)
     return vectors
+
+
+def _lexical(encoder: Encoder, states_TD: Tensor, rows: TokenRows, num_entries: int) -> list[Tensor]:
+    # Logits and entries, (S, K) each.
+    assert encoder.head is not None
+    ordinary = np.flatnonzero(~rows.special)
+    sizes = np.bincount(rows.row_of_token[ordinary], minlength=rows.num_rows).tolist()
+    hidden_PD = states_TD[torch.from_numpy(ordinary).to(states_TD.device)]
+    logits, entries = largest_entries(encoder.head, hidden_PD, sizes, num_entries, vocab_size=encoder.vocabulary.size)
+    return [logits.float(), entries.float()]

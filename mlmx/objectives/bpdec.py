@@ -26,6 +26,7 @@ from mlmx.models.encoder import Encoder
 from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights
 from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator
 from mlmx.objectives.objective import Output
+from mlmx.schedules import ScheduledRatio
 
 Mix = Literal["token", "scalar"]
 
@@ -88,7 +89,7 @@ class BPDec(MaskedObjective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: Ratio,
+        mask_ratio: ScheduledRatio,
         selection: Literal["bernoulli", "exact"],
         corruption: Corruption,
         visible_mask_ratios: Annotated[tuple[Ratio, ...], Field(min_length=1)],
@@ -152,7 +153,7 @@ class BPDec(MaskedObjective):
     def _unmask_draws(self, batch: Batch) -> Tensor:
         # (T,), below 0 for what is no mask token: always visible.
         selected, draws_P = batch.tensors["selected"], batch.tensors["unmask_draws"]
-        masked_P = batch.tensors["input_ids"][selected] == self.encoder.vocabulary.mask_id
+        masked_P = batch.tensors["input_ids"][selected] == self.encoder.vocabulary.required_mask_id()
         nowhere_T = draws_P.new_full((batch.num_tokens,), -1.0)
         return nowhere_T.index_copy(0, selected, draws_P.masked_fill(~masked_P, -1.0))
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlmx.build import Positive
+from mlmx.errors import user_error
 from mlmx.fingerprint import canonical_json
 from mlmx.models.encoder import Encoder
 from mlmx.models.load import untrained
@@ -21,6 +22,7 @@ from mlmx.objectives.objective import Objective
 from mlmx.tasks.bi_encoder import Similarity
 from mlmx.tasks.bm25 import BM25
 from mlmx.tasks.embedding import Embedding, Purpose
+from mlmx.tasks.lexical import Lexical
 from mlmx.tasks.retrieval_data import Collection, RetrievalData
 from mlmx.tasks.retrieval_scores import DEPTH, METRICS, QueryScores, Ranking, query_scores, random_neighbours, rankings, write_run
 from mlmx.tasks.search import Neighbours, nearest
@@ -55,6 +57,9 @@ class Retrieval(Task):
             from the end.
         pooling: how states become a text's embedding; None: as the encoder's folder says, see ``mlmx.tasks.embedding``.
         similarity: ``cosine`` or ``dot``, the inner product.
+        lexical: what is added to the similarity: the sum over the entries of the vocabulary that query and document share, of those
+            with the largest logits of the encoder's language-model head, of the products of these logits (scaled to length 1 like
+            the vectors if ``similarity`` is ``cosine``): the representation of DupMAE. None: nothing.
         query_prefix: is put before each query, such as ``"query: "``; None: what the encoder's folder says.
         document_prefix: is put before each document, such as ``"passage: "``; None: what the encoder's folder says.
         ignore_identical_ids: leave out the document that is called as the query is, as ArguAna and Quora need it.
@@ -75,6 +80,7 @@ class Retrieval(Task):
         layer: int | Literal["last"],
         pooling: Pooling | None,
         similarity: Similarity,
+        lexical: Lexical | None,
         query_prefix: str | None,
         document_prefix: str | None,
         ignore_identical_ids: bool,
@@ -84,6 +90,8 @@ class Retrieval(Task):
         batch_tokens: Positive,
     ) -> None:
         check_splits(splits, None, where=f"task.{name}.splits")
+        if lexical is not None and layer != "last":
+            raise user_error(f"task.{name}.lexical", "is told from the last layer; set layer to last, or lexical to null.")
         self.name = name
         self.data = data
         self.splits = splits
@@ -93,6 +101,7 @@ class Retrieval(Task):
             normalize=similarity == "cosine",
             max_length=max_length,
             prompts={"query": query_prefix, "document": document_prefix},
+            lexical=lexical,
         )
         self.ignore_identical_ids = ignore_identical_ids
         self.bm25 = bm25
@@ -168,10 +177,14 @@ class Retrieval(Task):
             settings={} if who == _BM25 else settings,
         )
 
+    @property
+    def _num_entries(self) -> int:
+        return 0 if self.embedding.lexical is None else self.embedding.lexical.num_entries
+
     def _search(self, encoder: Encoder, collection: Collection, num_results: int, who: str = "") -> Neighbours:
         queries = self._embeddings(encoder, collection.queries, _told("queries", who), "query")
         documents = self._index(encoder, collection.documents, _told("documents", who))
-        return nearest(queries, documents, num_results, device=encoder.base.device)
+        return nearest(queries, documents, num_results, device=encoder.base.device, num_entries=self._num_entries)
 
     def _index(self, encoder: Encoder, documents: Sequence[str], what: str) -> NDArray[np.float32]:
         # The main process writes the index, and all of them read it.
@@ -191,7 +204,8 @@ class Retrieval(Task):
         partial = path.with_suffix(".partial")
         if writes:
             path.parent.mkdir(exist_ok=True)
-            index = np.lib.format.open_memmap(partial, "w+", np.float32, (len(documents), encoder.hidden_size))
+            num_columns = self.embedding.resolved(encoder, task=self.name).num_columns(encoder)
+            index = np.lib.format.open_memmap(partial, "w+", np.float32, (len(documents), num_columns))
         for start in range(0, len(documents), _CHUNK_DOCUMENTS):
             some = slice(start, start + _CHUNK_DOCUMENTS)
             place = f" from {start + 1:,} on, of {len(documents):,}" if len(documents) > _CHUNK_DOCUMENTS else ""
@@ -209,11 +223,11 @@ class Retrieval(Task):
     def _content_of(self, encoder: Encoder, documents: Sequence[str]) -> str:
         # Of all that the embeddings depend on; which GPU made them is not known, nor is it in any fingerprint.
         content = hashlib.sha256()
-        for tensor in encoder.base.state_dict().values():
+        for tensor in (encoder if self._num_entries else encoder.base).state_dict().values():
             content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         content.update(encoder.tokenizer.backend_tokenizer.to_str().encode())
         how = self.embedding.resolved(encoder, task=self.name)
-        settings = [how.layer, how.pooling, how.normalize, how.prompts["document"], how.max_length]
+        settings = [how.told(), how.normalize, how.prompts["document"]]
         content.update(canonical_json([settings, len(documents)]).encode())
         for document in documents:
             content.update(f"{len(document)}:{document}".encode())

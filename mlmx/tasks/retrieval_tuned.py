@@ -80,6 +80,7 @@ class TunedRetrieval(Retrieval):
             layer="last",
             pooling=pooling,
             similarity=similarity,
+            lexical=None,
             query_prefix=query_prefix,
             document_prefix=document_prefix,
             ignore_identical_ids=ignore_identical_ids,

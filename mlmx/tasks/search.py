@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlmx.data.progress import progress_bar
+from mlmx.tasks.lexical import LexicalQueries, parts
 from mlmx.training.parallel import current
 
 Floats = NDArray[np.float32]
@@ -109,7 +110,9 @@ class Largest:
         return torch.cat([(groups[:, :, None] + members).flatten(1), rest], dim=1)
 
 
-def nearest(queries_QD: Floats, documents_ND: Floats, num_results: int, *, device: torch.device = _CPU) -> Neighbours:
+def nearest(
+    queries_QD: Floats, documents_ND: Floats, num_results: int, *, device: torch.device = _CPU, num_entries: int = 0
+) -> Neighbours:
     """Return the documents of largest inner product with each query.
 
     Args:
@@ -117,17 +120,18 @@ def nearest(queries_QD: Floats, documents_ND: Floats, num_results: int, *, devic
         documents_ND: (N, D), in memory or memory-mapped.
         num_results: K; all documents if there are fewer.
         device: where the products are made.
+        num_entries: of the lexical part at the end of each row, see ``mlmx.tasks.lexical``; its score is added.
     """
     num_results = min(num_results, len(documents_ND))
     if num_results == 1:
         best_of_all = Best(len(queries_QD), device)
-        for rows, columns, scores_QB in score_blocks(queries_QD, documents_ND, device=device):
+        for rows, columns, scores_QB in score_blocks(queries_QD, documents_ND, device=device, num_entries=num_entries):
             best_of_all.update(rows, columns.start, scores_QB)
         index, score = best_of_all.arrays()
         return Neighbours(index[:, None], score[:, None])
     indices = np.empty((len(queries_QD), num_results), np.int64)
     scores = np.empty((len(queries_QD), num_results), np.float32)
-    for rows, columns, scores_QB in score_blocks(queries_QD, documents_ND, device=device):
+    for rows, columns, scores_QB in score_blocks(queries_QD, documents_ND, device=device, num_entries=num_entries):
         if columns.start == 0:
             best = Largest(len(scores_QB), num_results, device)
         best.update(slice(None), columns.start, scores_QB)
@@ -138,8 +142,16 @@ def nearest(queries_QD: Floats, documents_ND: Floats, num_results: int, *, devic
     return Neighbours(indices, scores)
 
 
-def score_blocks(queries_QD: Floats, documents_ND: Floats, *, device: torch.device = _CPU) -> Iterator[tuple[slice, slice, Tensor]]:
+def score_blocks(
+    queries_QD: Floats, documents_ND: Floats, *, device: torch.device = _CPU, num_entries: int = 0
+) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yield the inner products of all queries with all documents, block by block, and show how far it is.
+
+    Args:
+        queries_QD: (Q, D).
+        documents_ND: (N, D).
+        device: where the products are made.
+        num_entries: of the lexical part at the end of each row, whose score is added.
 
     Yields:
         The queries of the block, its documents, and their (queries, documents) scores, to be read before the next block is made.
@@ -152,10 +164,14 @@ def score_blocks(queries_QD: Floats, documents_ND: Floats, *, device: torch.devi
     total = len(queries_QD) * len(documents_ND)
     for rows, columns in progress_bar(blocks, "search, pairs", total=total, size=_num_scores, show=current().is_main):
         if columns.start == 0:
-            block_QD = _tensor(queries_QD[rows], device)
-        block_BD = _tensor(documents_ND[columns], device)
+            block_QD, *lexical = _tensors(queries_QD[rows], num_entries, device)
+            words = LexicalQueries(*lexical) if num_entries else None
+        block_BD, *lexical = _tensors(documents_ND[columns], num_entries, device)
         scores_QB = memory[: len(block_QD) * len(block_BD)].view(len(block_QD), len(block_BD))
-        yield rows, columns, torch.mm(block_QD, block_BD.T, out=scores_QB)
+        torch.mm(block_QD, block_BD.T, out=scores_QB)
+        if words is not None:
+            scores_QB += words.scores(*lexical)
+        yield rows, columns, scores_QB
 
 
 def normalised(embeddings: Floats) -> Floats:
@@ -189,6 +205,7 @@ def _num_scores(block: tuple[slice, slice]) -> int:
     return int((rows.stop - rows.start) * (columns.stop - columns.start))
 
 
-def _tensor(block: Floats, device: torch.device) -> Tensor:
-    # torch shares memory with arrays that may be written to, and copies a block of one that is mapped for reading only.
-    return torch.from_numpy(np.require(block, np.float32, ["C", "W"])).to(device)
+def _tensors(block: Floats, num_entries: int, device: torch.device) -> list[Tensor]:
+    # Vectors, weights and entries. torch shares memory with arrays that may be written to, and copies a block of one that is mapped
+    # for reading only.
+    return [torch.from_numpy(np.require(part, np.float32, ["C", "W"])).to(device) for part in parts(block, num_entries)]

@@ -32,6 +32,7 @@ SETTINGS = {
     "layer": "last",
     "pooling": "mean",
     "similarity": "cosine",
+    "lexical": None,
     "query_prefix": "",
     "document_prefix": "",
     "ignore_identical_ids": False,
@@ -77,7 +78,7 @@ def task(**settings) -> Retrieval:
 
 
 def tuned(**settings) -> TunedRetrieval:
-    node = {key: value for key, value in {**SETTINGS, **TUNED, **settings}.items() if key != "layer"}
+    node = {key: value for key, value in {**SETTINGS, **TUNED, **settings}.items() if key not in ("layer", "lexical")}
     built = build(node, where="task.retrieval")
     built.data = Given()
     return built
