@@ -64,10 +64,17 @@ def export(
         Literal["mean", "cls", "max"] | None,
         typer.Option("--pooling", help="How states become a text's vector, in place of what the stage's task does."),
     ] = None,
+    layers: Annotated[
+        int | None, typer.Option("--layers", help="How many layers are kept, the first ones; all if not given.")
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option("--width", help="How many coordinates of a text's vector are kept, in place of what the stage's task does."),
+    ] = None,
 ) -> None:
     """Write the encoder of a stage into a folder that Sentence-Transformers or Transformers loads."""
     with mistakes_told():
         from mlmx.driver.export import export as export_from
 
-        export_from(stage, out, form=form, pooling=pooling)
+        export_from(stage, out, form=form, pooling=pooling, layers=layers, width=width)
         typer.echo(f"Written to {out}")

@@ -17,7 +17,9 @@ Format = Literal["sentence-transformers", "transformers"]
 _EXPORT = "mlmx.training.export"
 
 
-def export(folder: Path, out: Path, *, form: Format, pooling: str | None) -> None:
+def export(
+    folder: Path, out: Path, *, form: Format, pooling: str | None, layers: int | None = None, width: int | None = None
+) -> None:
     """Write the encoder of a stage into a new folder.
 
     Args:
@@ -26,12 +28,15 @@ def export(folder: Path, out: Path, *, form: Format, pooling: str | None) -> Non
         form: ``transformers`` copies the encoder; ``sentence-transformers`` also says how a text becomes a vector, as the stage's
             task makes them.
         pooling: for ``sentence-transformers``: in place of the task's pooling.
+        layers: how many are kept, the first ones; None: all.
+        width: for ``sentence-transformers``: how many coordinates of a vector are kept, in place of what the task keeps.
 
     Raises:
         UserError: if there is no finished stage with an encoder, or ``out`` is taken.
     """
-    if pooling is not None and form == "transformers":
-        raise user_error("--pooling", "has no place in a folder of Transformers; it takes --format sentence-transformers.")
+    of_vectors = {"--pooling": pooling, "--width": width}
+    if form == "transformers" and (given := [name for name, value in of_vectors.items() if value is not None]):
+        raise user_error(given[0], "has no place in a folder of Transformers; it takes --format sentence-transformers.")
     encoder = _encoder_of(StageDir(folder))
     if out.exists():
         raise user_error("--out", f"{out} is there already.")
@@ -40,10 +45,11 @@ def export(folder: Path, out: Path, *, form: Format, pooling: str | None) -> Non
         # Written beside it and renamed: half a folder never has its name.
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
             partial = Path(temporary) / out.name
-            if form == "transformers":
+            if form == "transformers" and layers is None:
                 shutil.copytree(encoder, partial)
             else:
-                arguments = ["--pooling", pooling] if pooling is not None else []
+                options = {**of_vectors, "--layers": layers, "--format": form}
+                arguments = [str(word) for option in options.items() if option[1] is not None for word in option]
                 command, environment = attached(_EXPORT, str(folder), str(encoder), str(partial), *arguments)
                 done = subprocess.run(command, env=environment, check=False)
                 if done.returncode:

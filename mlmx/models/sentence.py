@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from transformers.utils import cached_file
+
+# D width of an encoder's vectors, W what is kept of it
 
 # Names of the poolings in the files of Sentence-Transformers, before version 6 and from then on.
 _FLAGS = {
@@ -19,6 +23,7 @@ _FLAGS = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
+_IDENTITY, _WEIGHTS, _WEIGHT = "torch.nn.modules.linear.Identity", "model.safetensors", "linear.weight"
 _MODULES, _PROMPTS, _LENGTH = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
 
 
@@ -33,6 +38,7 @@ class SentenceModel:
         max_length: tokens of a text, special ones included; None: what the tokenizer says.
         prompts: what is put before a text, by what the text is for, such as ``query`` and ``document``.
         default_prompt: the prompt of texts of which nobody says what they are for.
+        width: how many coordinates of a pooled vector are kept, the first ones; None: all.
         other_modules: what the folder has beside, such as ``Dense``, which mlmx does not run.
     """
 
@@ -41,6 +47,7 @@ class SentenceModel:
     max_length: int | None
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    width: int | None = None
     other_modules: tuple[str, ...] = ()
 
     def prompt(self, *names: str) -> str:
@@ -54,13 +61,19 @@ class SentenceModel:
             folder: the encoder's.
             hidden_size: width of its vectors.
         """
-        steps = [("Transformer", ""), ("Pooling", "1_Pooling"), *([("Normalize", "2_Normalize")] if self.normalize else [])]
+        steps = [("Transformer", ""), ("Pooling", "1_Pooling")]
+        if self.width is not None:
+            steps.append(("Dense", "2_Dense"))
+        if self.normalize:
+            steps.append(("Normalize", f"{len(steps)}_Normalize"))
         modules = [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for i, (kind, path) in enumerate(steps)
         ]
         for _, path in steps:
             (folder / path).mkdir(exist_ok=True)
+        if self.width is not None:
+            _write_cut(folder / "2_Dense", hidden_size, self.width)
         flags = {flag: name == self.pooling for name, flag in _FLAGS.items()}
         _write(folder / _MODULES, modules)
         _write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": hidden_size, **flags, "include_prompt": True})
@@ -78,7 +91,7 @@ def read_sentence_model(where: str, revision: str | None, tokenizer_length: int)
         tokenizer_length: what the tokenizer says of how many tokens a text has at most.
     """
 
-    def read(path: str) -> Any:
+    def found(path: str) -> Path | None:
         file = cached_file(
             where,
             path,
@@ -86,7 +99,11 @@ def read_sentence_model(where: str, revision: str | None, tokenizer_length: int)
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-        return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+        return None if file is None else Path(file)
+
+    def read(path: str) -> Any:
+        file = found(path)
+        return None if file is None else json.loads(file.read_text(encoding="utf-8"))
 
     modules = read(_MODULES)
     if modules is None:
@@ -94,7 +111,11 @@ def read_sentence_model(where: str, revision: str | None, tokenizer_length: int)
     paths = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
     pooling = (read(f"{paths['Pooling']}/config.json") or {}) if "Pooling" in paths else {}
     prompts, length = read(_PROMPTS) or {}, read(_LENGTH) or {}
-    others = [name for name in paths if name not in ("Transformer", "Pooling", "Normalize")]
+    width = None
+    if "Dense" in paths:
+        width = _cut(read(f"{paths['Dense']}/config.json") or {}, found(f"{paths['Dense']}/{_WEIGHTS}"))
+    own = ("Transformer", "Pooling", "Normalize", *(["Dense"] if width is not None else []))
+    others = [name for name in paths if name not in own]
     if not pooling.get("include_prompt", True):
         others.append("Pooling without the prompt")
     if length.get("do_lower_case"):
@@ -105,6 +126,7 @@ def read_sentence_model(where: str, revision: str | None, tokenizer_length: int)
         max_length=length.get("max_seq_length") or (tokenizer_length if tokenizer_length < _UNLIMITED else None),
         prompts=prompts.get("prompts") or {},
         default_prompt=prompts.get("default_prompt_name"),
+        width=width,
         other_modules=tuple(others),
     )
 
@@ -118,6 +140,21 @@ def _poolings(config: Mapping[str, Any]) -> list[str]:
         mode = config["pooling_mode"]
         return [mode] if isinstance(mode, str) else list(mode)
     return [name for name, flag in _FLAGS.items() if config.get(flag)] or ["mean"]
+
+
+def _write_cut(folder: Path, hidden_size: int, width: int) -> None:
+    # Sentence-Transformers cuts vectors by an argument only, and after they are scaled; a layer says it in the folder.
+    config = {"in_features": hidden_size, "out_features": width, "bias": False, "activation_function": _IDENTITY}
+    _write(folder / "config.json", config)
+    save_file({_WEIGHT: torch.eye(width, hidden_size)}, folder / _WEIGHTS)
+
+
+def _cut(config: Mapping[str, Any], weights: Path | None) -> int | None:
+    # How many coordinates a layer keeps that does nothing else; None if it does.
+    if weights is None or config.get("bias", True) or config.get("activation_function") != _IDENTITY or config.get("use_residual"):
+        return None
+    weight_WD = load_file(weights).get(_WEIGHT)
+    return len(weight_WD) if weight_WD is not None and torch.equal(weight_WD, torch.eye(*weight_WD.shape)) else None
 
 
 def _write(path: Path, content: Any) -> None:

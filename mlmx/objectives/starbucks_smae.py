@@ -23,9 +23,10 @@ from mlmx.models.cross_entropy import cross_entropy
 from mlmx.models.decoder import DecoderLayer, SortedRows
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights
+from mlmx.models.truncate import require_plain_layers
 from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator, resolve_view
 from mlmx.objectives.objective import Output
-from mlmx.objectives.submodels import name_of, require_plain_layers, require_submodels
+from mlmx.objectives.submodels import name_of, require_submodels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,7 @@ class StarbucksSMAE(MaskedObjective):
             view: a row is a ``segment``, a ``pair``, or what the ``corpus`` has: pairs where it is parallel.
         """
         self.check_settings(mask_ratio=mask_ratio, decoder_mask_ratio=decoder_mask_ratio)
-        require_plain_layers(encoder)
+        require_plain_layers(encoder, where="model")
         require_submodels(encoder, pairs)
         if not encoder.vocabulary.single.prefix:
             raise user_error("model", "its tokenizer puts no special token before a text, whose vector could stand for the text.")

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from mlmx.data.batch import Batch
 from mlmx.data.rows import CorpusInfo
-from mlmx.errors import Problem, UserError, user_error
+from mlmx.errors import Problem, UserError
 from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import Pooling
-from mlmx.models.probe import ends_with_layer
+from mlmx.models.truncate import require_plain_layers
 from mlmx.objectives.contrast import embed_layers, gather_rows, similarities
 from mlmx.objectives.objective import Objective
 from mlmx.objectives.views import EqualViews, Positives, ViewsCollator, require_dropout, views_collator
@@ -80,7 +80,7 @@ class SubmodelContrast(Objective):
             chunk_tokens: tokens whose activations are held at a time; None: those of the whole batch.
         """
         super().__init__()
-        require_plain_layers(encoder)
+        require_plain_layers(encoder, where="model")
         encoder.drop_head()
         self.encoder = encoder
         self.pooling: Pooling = pooling
@@ -133,20 +133,6 @@ def divergence(teacher: Tensor, student: Tensor, *, detach: bool) -> Tensor:
     if detach:
         teacher = teacher.detach()
     return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True)
-
-
-def require_plain_layers(encoder: Encoder) -> None:
-    """Refuse an encoder whose layers do not give what a shorter model of its own would give.
-
-    Raises:
-        UserError: if it is one.
-    """
-    if encoder.base.device.type != "meta" and not ends_with_layer(encoder):
-        message = (
-            f"{encoder.base.config.model_type!r} has a norm after its last layer, or does not show its layers: what these hand on "
-            "is not what a shorter model would give."
-        )
-        raise user_error("model", message)
 
 
 def require_submodels(encoder: Encoder, pairs: Sequence[tuple[int, int]]) -> None:

@@ -30,6 +30,8 @@ class Similarity(Task):
         layer: the layer whose states are pooled: 0 the embeddings, ``last`` or a number up to the number of layers, negative from
             the end.
         pooling: how states become a sentence's embedding; None: as the encoder's folder says, see ``mlmx.tasks.embedding``.
+        width: how many coordinates of a sentence's embedding are kept, the first ones; None: as many as the encoder's folder says,
+            or all.
         prefix: is put before each sentence, such as ``"query: "``; None: what the encoder's folder says.
         max_length: tokens of a sentence, special ones included; longer ones are cut, and the cut pieces reported. None: as many as
             the encoder's folder says.
@@ -43,6 +45,7 @@ class Similarity(Task):
         data: SimilarityData,
         layer: int | Literal["last"],
         pooling: Pooling | None,
+        width: Positive | None,
         prefix: str | None,
         max_length: Positive | None,
         batch_tokens: Positive,
@@ -50,7 +53,7 @@ class Similarity(Task):
         self.name = name
         self.data = data
         self.embedding: Embedding = Embedding(
-            layer=layer, pooling=pooling, normalize=True, max_length=max_length, prompts={None: prefix}
+            layer=layer, pooling=pooling, normalize=True, max_length=max_length, prompts={None: prefix}, width=width
         )
         self.batch_tokens = batch_tokens
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForMaskedLM
 
 from mlmx.driver.export import export
 from mlmx.errors import UserError
@@ -27,6 +28,7 @@ SIMILARITY = {
     },
     "layer": "last",
     "pooling": "max",
+    "width": None,
     "prefix": "w7 ",
     "max_length": 9,
     "batch_tokens": 512,
@@ -118,7 +120,63 @@ def test_a_lower_layer_is_refused(tmp_path, capsys):
     judged = stage(tmp_path / "eval-sts-0", "eval", spec={"task": SIMILARITY | {"layer": 1}}, parents={"encoder": "pretrain-x-0"})
     code, _ = exported(tmp_path, judged)
     assert code == 2
-    assert "task.sts.layer: eval sts takes layer 1 of 2; Sentence-Transformers pools the last." in capsys.readouterr().err
+    message = "task.sts.layer: eval sts takes layer 1 of 2; Sentence-Transformers pools the last. --layers 1 leaves out those above"
+    assert message in capsys.readouterr().err
+    code, out = exported(tmp_path, judged, "--layers", "1")
+    assert code == 0
+    assert load_encoder(out).num_layers == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_fewer_layers_and_coordinates(tmp_path, architecture):
+    directory = stage(tmp_path / "pretrain-x-0")
+    save_encoder(directory, architecture)
+    out = tmp_path / "small"
+    export(directory.path, out, form="sentence-transformers", pooling="mean", layers=1, width=8)
+    whole = load_encoder(directory.path).eval()
+    part = Embedding(layer=1, pooling="mean", normalize=True, max_length=None, width=8).resolved(whole, task="x")
+    expected = part.vectors(whole, TEXTS, task="x", what="texts", batch_tokens=64)
+    assert expected.shape == (len(TEXTS), 8)
+    np.testing.assert_array_equal(vectors(out), expected)
+    # A folder stays what it is when somebody goes on training it.
+    load_encoder(out).save(tmp_path / "trained")
+    np.testing.assert_array_equal(vectors(tmp_path / "trained"), expected)
+    try:
+        import sentence_transformers
+    except ImportError:
+        return
+    theirs = sentence_transformers.SentenceTransformer(str(out), device="cpu")
+    np.testing.assert_allclose(theirs.encode(TEXTS), expected, atol=1e-5)
+
+
+def test_fewer_layers_for_transformers(tmp_path):
+    directory = stage(tmp_path / "pretrain-x-0")
+    save_encoder(directory)
+    export(directory.path, tmp_path / "small", form="transformers", pooling=None, layers=1)
+    small, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "small", output_loading_info=True)
+    assert small.config.num_hidden_layers == len(small.bert.encoder.layer) == 1
+    assert not any(info.values())
+    with pytest.raises(UserError, match="--width: has no place in a folder of Transformers"):
+        export(directory.path, tmp_path / "other", form="transformers", pooling=None, width=8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers", "3"], "--layers: 3 is not among the layers 1 to 2 of the encoder."),
+        (["--layers", "0"], "--layers: 0 is not among the layers 1 to 2 of the encoder."),
+        (["--width", "33"], "--width: 33 is not between 1 and the width of the encoder, 32."),
+        (["--width", "0"], "--width: 0 is not between 1 and the width of the encoder, 32."),
+    ],
+)
+def test_parts_that_there_are_not(tmp_path, capsys, arguments, message):
+    directory = stage(tmp_path / "pretrain-x-0")
+    save_encoder(directory)
+    code, out = exported(tmp_path, directory, "--pooling", "mean", *arguments)
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_transformers_gets_a_copy(tmp_path):

@@ -1,8 +1,11 @@
 """What folders of Sentence-Transformers say is read, kept and written."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mlmx.errors import UserError
 from mlmx.models.load import load_encoder
@@ -51,6 +54,22 @@ def test_an_empty_prompt_is_one_and_the_default_is_for_other_texts_only(folder):
     assert resolved(folder).prompts == {"query": "", "document": "", None: "w3 "}
     change(folder / "config_sentence_transformers.json", default_prompt_name=None)
     assert set(resolved(folder).prompts.values()) == {""}
+
+
+def test_a_layer_that_only_cuts_is_a_width(tmp_path):
+    encoder = scratch_encoder(numbered_tokenizer(32), max_length=16)
+    encoder.sentence = replace(SAID, width=8)
+    encoder.save(tmp_path)
+    assert json.loads((tmp_path / "modules.json").read_text())[-1]["path"] == "3_Normalize"
+    assert load_encoder(tmp_path).sentence == encoder.sentence
+    assert resolved(tmp_path).width == 8
+    assert resolved(tmp_path, width=4).told()["width"] == 4
+    with pytest.raises(UserError, match=r"task\.x\.width: 33 is more than the width of the encoder, 32"):
+        resolved(tmp_path, width=33)
+    save_file({"linear.weight": torch.eye(8, 32).flip(0).contiguous()}, tmp_path / "2_Dense" / "model.safetensors")
+    assert load_encoder(tmp_path).sentence.other_modules == ("Dense",)
+    change(tmp_path / "2_Dense" / "config.json", activation_function="torch.nn.modules.activation.Tanh")
+    assert load_encoder(tmp_path).sentence.other_modules == ("Dense",)
 
 
 def test_what_is_set_holds(folder):

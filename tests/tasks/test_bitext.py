@@ -30,6 +30,7 @@ SETTINGS = {
     "protocol": {"_target_": "mlmx.tasks.bitext_protocols.MarginMining", **MARGIN},
     "layer": "last",
     "pooling": "mean",
+    "width": None,
     "prefix": None,
     "max_length": 32,
     "batch_tokens": 256,

@@ -38,6 +38,7 @@ def task(data: SimilarityData, **settings) -> Similarity:
             "data": data,
             "layer": "last",
             "pooling": "mean",
+            "width": None,
             "prefix": None,
             "max_length": 16,
             "batch_tokens": 20,
@@ -108,16 +109,16 @@ def test_bad_files_are_named(folder, file, text, sets, message):
         SentEvalFiles(folder=folder, sets=(sets,)).load()
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_scores_are_the_correlations_of_cosines(folder, make_encoder, pooling):
+@pytest.mark.parametrize(("pooling", "width"), [("mean", None), ("cls", None), ("mean", 8)])
+def test_scores_are_the_correlations_of_cosines(folder, make_encoder, pooling, width):
     encoder = make_encoder(WORDS)
-    similarity = task(SentEvalFiles(folder=folder, sets=("STS16", "SICK-R")), pooling=pooling, layer=1)
+    similarity = task(SentEvalFiles(folder=folder, sets=("STS16", "SICK-R")), pooling=pooling, layer=1, width=width)
     evaluation = similarity.evaluate(encoder)
     pairs = similarity.data.load()["STS16"]
 
     def embedding(text: str) -> torch.Tensor:
         states = encoder.base(**encoder.tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[1][0]
-        return states[0] if pooling == "cls" else states.mean(dim=0)
+        return (states[0] if pooling == "cls" else states.mean(dim=0))[:width]
 
     encoder.base.set_attn_implementation("eager")
     with torch.no_grad():
