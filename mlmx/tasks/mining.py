@@ -83,7 +83,7 @@ def neighbour_means(
     for rows, columns, cosines_BC in score_blocks(source_SD, target_RD, device=device):
         forward.update(rows, columns.start, cosines_BC)
         backward.update(columns, rows.start, cosines_BC.T)
-    return forward.scores.mean(dim=1).cpu().numpy(), backward.scores.mean(dim=1).cpu().numpy()
+    return forward.falling_scores().mean(axis=1), backward.falling_scores().mean(axis=1)
 
 
 def best_matches(

@@ -1,7 +1,8 @@
 """Exact search: for each query the documents of largest inner product, in blocks, so that memory is bounded.
 
 The matrix of scores is made block by block and never held whole. Embeddings may be memory-mapped: only blocks of them are read, so
-what has to fit into memory is a block of scores and the results, whatever the number of documents.
+what has to fit into memory is a block of scores and the results, whatever the number of documents. Processes that judge together
+share the blocks, which are the same for any number of them, and all get the same results: every process makes these calls.
 """
 
 # Q queries, N documents, D width, B columns of a block, K results, G groups of columns
@@ -12,6 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,8 +67,12 @@ class Best:
         self.scores[rows] = torch.where(better, scores, self.scores[rows])
 
     def arrays(self) -> tuple[Indices, Floats]:
-        """Return the columns and their scores."""
-        return self.columns.cpu().numpy(), self.scores.cpu().numpy()
+        """Return the columns and their scores, over what all processes have seen."""
+        columns, scores = self.columns.cpu().numpy(), self.scores.cpu().numpy()
+        for other_columns, other_scores in current().gather_arrays([columns, scores]):
+            better = (other_scores > scores) | ((other_scores == scores) & (other_columns < columns))
+            columns, scores = np.where(better, other_columns, columns), np.where(better, other_scores, scores)
+        return columns, scores
 
 
 class Largest:
@@ -90,6 +96,12 @@ class Largest:
         scores = torch.cat([self.scores[rows], scores_QB.gather(1, columns)], dim=1)
         self.scores[rows], kept = scores.topk(num_kept, sorted=False)
         self.columns[rows] = torch.cat([self.columns[rows], columns + first_column], dim=1).gather(1, kept)
+
+    def falling_scores(self) -> Floats:
+        """Return the (Q, K) scores in falling order, over what all processes have seen."""
+        found = [torch.from_numpy(scores) for (scores,) in current().gather_arrays([self.scores.cpu().numpy()])]
+        scores: Floats = torch.cat(found, dim=1).topk(self.scores.shape[1]).values.numpy()
+        return scores
 
     def _candidates(self, scores_QB: Tensor, worst_Q: Tensor, num_seen: int) -> Tensor | None:
         # Columns among which are all that belong to the K largest so far. Column c is in group c % G. The K largest of a row lie in
@@ -129,23 +141,26 @@ def nearest(
             best_of_all.update(rows, columns.start, scores_QB)
         index, score = best_of_all.arrays()
         return Neighbours(index[:, None], score[:, None])
-    indices = np.empty((len(queries_QD), num_results), np.int64)
-    scores = np.empty((len(queries_QD), num_results), np.float32)
+    own: list[NDArray[Any]] = []  # of each block: its first query, its indices, its scores
     for rows, columns, scores_QB in score_blocks(queries_QD, documents_ND, device=device, num_entries=num_entries):
         if columns.start == 0:
             best = Largest(len(scores_QB), num_results, device)
         best.update(slice(None), columns.start, scores_QB)
         if columns.stop == len(documents_ND):
             falling, order = best.scores.sort(dim=1, descending=True)
-            indices[rows] = best.columns.gather(1, order).cpu().numpy()
-            scores[rows] = falling.cpu().numpy()
+            own += [np.array([rows.start]), best.columns.gather(1, order).cpu().numpy(), falling.cpu().numpy()]
+    indices = np.empty((len(queries_QD), num_results), np.int64)
+    scores = np.empty((len(queries_QD), num_results), np.float32)
+    for arrays in current().gather_arrays(own):
+        for (start,), block, block_scores in zip(arrays[::3], arrays[1::3], arrays[2::3], strict=True):
+            indices[start : start + len(block)], scores[start : start + len(block)] = block, block_scores
     return Neighbours(indices, scores)
 
 
 def score_blocks(
     queries_QD: Floats, documents_ND: Floats, *, device: torch.device = _CPU, num_entries: int = 0
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield the inner products of all queries with all documents, block by block, and show how far it is.
+    """Yield this process' share of the inner products of all queries with all documents, block by block, and show how far it is.
 
     Args:
         queries_QD: (Q, D).
@@ -160,9 +175,11 @@ def score_blocks(
     num_queries, num_documents = min(num_queries, len(queries_QD)), min(num_documents, len(documents_ND))
     # One piece of memory for all blocks: a CPU takes a part of the time of a product to clear fresh memory of its size.
     memory = torch.empty(num_queries * num_documents, device=device)
-    blocks = product(_slices(len(queries_QD), num_queries), _slices(len(documents_ND), num_documents))
-    total = len(queries_QD) * len(documents_ND)
-    for rows, columns in progress_bar(blocks, "search, pairs", total=total, size=_num_scores, show=current().is_main):
+    processes = current()
+    own_rows = _slices(len(queries_QD), num_queries)[processes.rank :: processes.size]
+    blocks = product(own_rows, _slices(len(documents_ND), num_documents))
+    total = sum(rows.stop - rows.start for rows in own_rows) * len(documents_ND)
+    for rows, columns in progress_bar(blocks, "search, pairs", total=total, size=_num_scores, show=processes.is_main):
         if columns.start == 0:
             block_QD, *lexical = _tensors(queries_QD[rows], num_entries, device)
             words = LexicalQueries(*lexical) if num_entries else None
@@ -196,8 +213,8 @@ def check_finite(embeddings: Floats) -> None:
         raise FloatingPointError(f"{num_wrong} of {len(embeddings)} embeddings are not finite")
 
 
-def _slices(number: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, number)) for start in range(0, number, max(1, step)))
+def _slices(number: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, number)) for start in range(0, number, max(1, step))]
 
 
 def _num_scores(block: tuple[slice, slice]) -> int:

@@ -15,6 +15,7 @@ from mlmx.data.microworld import MicroworldCorpus
 from mlmx.models.encoder import Encoder
 from mlmx.models.inference import results_saved
 from mlmx.models.pooling import encode
+from mlmx.tasks import search
 from mlmx.tasks.texts import text_rows
 from mlmx.training.parallel import ProcessGroup, current, process_group
 from tests.tasks.test_conf import node_of
@@ -30,6 +31,8 @@ TASKS = {
     "tagging": ["corpora.train.num_pairs=10", "corpora.test.num_pairs=30"],
 }
 BATCH_TOKENS = 40
+# So that each process has several blocks of a search, and there is one more for one of them.
+search._CPU_BLOCK = (9, 16)
 
 
 def texts() -> list[str]:
