@@ -59,6 +59,7 @@ def packed_attention(
     runs: Runs | None = None,
     causal: bool | None = None,
     keys: Tensor | None = None,
+    selves: bool = False,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each row.
@@ -77,6 +78,7 @@ def packed_attention(
         runs: of the rows, instead of both, where the kernel does not serve or is not wanted.
         causal: whether tokens see only those before them and themselves; None: as the layer has it.
         keys: (T,) bool which tokens can be seen, of which every token must see one; None: all. The kernel does not have it.
+        selves: whether a token that is not among ``keys`` sees itself all the same.
 
     Returns:
         (1, T, H, E) and None for the weights.
@@ -97,7 +99,7 @@ def packed_attention(
         assert isinstance(attended, Tensor)
         return attended[None], None
     attended = _attend_by_length(
-        query, key, value, runs, cu_seqlens, keys,
+        query, key, value, runs, cu_seqlens, keys, selves=selves,
         causal=causal, window=sliding_window, dropout=dropout, scaling=scaling, grouped_heads=grouped_heads,
     )  # fmt: skip
     return attended[None], None
@@ -113,6 +115,7 @@ def _attend_by_length(
     cu_seqlens: Tensor | None,
     keys: Tensor | None,
     *,
+    selves: bool,
     causal: bool,
     window: int | None,
     dropout: float,
@@ -132,7 +135,8 @@ def _attend_by_length(
     for (length, count), part, seen in zip(runs.sizes, parts, keys_of, strict=True):
         # Neighbouring rows of one length are a plain batch: views in, no padding and no mask.
         q, k, v = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in part)  # (N, H, L, E)
-        mask = _mask(length, window, None if seen is None else seen.view(count, length), causal=causal, device=q.device)
+        seen = None if seen is None else _seen(seen.view(count, length), selves)
+        mask = _mask(length, window, seen, causal=causal, device=q.device)
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling,
             is_causal=causal and mask is None, enable_gqa=grouped_heads,
@@ -141,11 +145,16 @@ def _attend_by_length(
     return torch.cat(outputs)
 
 
-def _mask(length: int, window: int | None, keys: Tensor | None, *, causal: bool, device: torch.device) -> Tensor | None:
+def _seen(keys: Tensor, selves: bool) -> Tensor:
+    # (N, 1, 1 or L, L) bool what is seen of rows, of the keys (N, L).
+    seen = keys[:, None, None]
+    return seen | torch.eye(keys.shape[1], dtype=torch.bool, device=keys.device) if selves else seen
+
+
+def _mask(length: int, window: int | None, seen: Tensor | None, *, causal: bool, device: torch.device) -> Tensor | None:
     # (L, L) or (N, 1, 1 or L, L) bool what is seen, where that is not said by `is_causal` alone.
     windowed = window is not None and length > window
-    seen = None if keys is None else keys[:, None, None]
-    if not windowed and (keys is None or not causal):
+    if not windowed and (seen is None or not causal):
         return seen
     positions = torch.arange(length, device=device)
     distance = positions[:, None] - positions
@@ -155,7 +164,7 @@ def _mask(length: int, window: int | None, keys: Tensor | None, *, causal: bool,
     return near if seen is None else near & seen
 
 
-def padded_mask(tokens: Tensor, dtype: torch.dtype, *, causal: bool, keys: Tensor | None) -> Tensor:
+def padded_mask(tokens: Tensor, dtype: torch.dtype, *, causal: bool, keys: Tensor | None, selves: bool = False) -> Tensor:
     """Return what is added to the scores of padded rows, (B, 1, 1 or L, L): 0 where a token is seen, the least number elsewhere.
 
     Args:
@@ -163,8 +172,9 @@ def padded_mask(tokens: Tensor, dtype: torch.dtype, *, causal: bool, keys: Tenso
         dtype: of the scores.
         causal: whether tokens see only those before them and themselves.
         keys: (B, L) bool which tokens can be seen; None: all.
+        selves: whether a token that is not among ``keys`` sees itself all the same.
     """
-    seen = (tokens if keys is None else tokens & keys)[:, None, None]
+    seen = _seen(tokens if keys is None else tokens & keys, selves)
     if causal:
         length = tokens.shape[1]
         seen = seen & torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()

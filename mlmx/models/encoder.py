@@ -90,7 +90,13 @@ class Encoder(nn.Module):
             log.warning("%s runs on padded rows: %s", config.model_type, self.packing_problem)
 
     def forward(
-        self, batch: Batch, *, direction: Direction | None = None, keys: Tensor | None = None, embeddings: Tensor | None = None
+        self,
+        batch: Batch,
+        *,
+        direction: Direction | None = None,
+        keys: Tensor | None = None,
+        selves: bool = False,
+        embeddings: Tensor | None = None,
     ) -> Tensor:
         """Return the last layer's vectors, (T, D).
 
@@ -98,9 +104,10 @@ class Encoder(nn.Module):
             batch: the batch.
             direction: which tokens a token sees; None: as ``self.direction`` says.
             keys: (T,) bool, what tokens can be seen, of which every token must see one; None: all.
+            selves: whether a token that is not among ``keys`` sees itself all the same.
             embeddings: (T, D) in place of the embeddings of ``input_ids``.
         """
-        return self._run(batch, all_layers=False, direction=direction, keys=keys, embeddings=embeddings)[-1]
+        return self._run(batch, all_layers=False, direction=direction, keys=keys, selves=selves, embeddings=embeddings)[-1]
 
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """Return the vectors of every layer, ``num_layers + 1`` tensors (T, D); the first are the embeddings."""
@@ -317,14 +324,17 @@ class Encoder(nn.Module):
         all_layers: bool,
         direction: Direction | None = None,
         keys: Tensor | None = None,
+        selves: bool = False,
         embeddings: Tensor | None = None,
     ) -> list[Tensor]:
         optional = {"keys": keys, "inputs_embeds": embeddings}
         tensors = {name: tensor for name, tensor in optional.items() if tensor is not None}
         run = self._run_packed if self.packed else self._run_padded
-        return run(batch, all_layers, direction or self.direction, tensors)
+        return run(batch, all_layers, direction or self.direction, tensors, selves)
 
-    def _run_packed(self, batch: Batch, all_layers: bool, direction: Direction, more: dict[str, Tensor]) -> list[Tensor]:
+    def _run_packed(
+        self, batch: Batch, all_layers: bool, direction: Direction, more: dict[str, Tensor], selves: bool
+    ) -> list[Tensor]:
         num_tokens = batch.num_tokens
         if self._token_multiple is not None:
             batch = filled_up(batch, self._token_multiple, self.vocabulary.pad_id)
@@ -341,13 +351,15 @@ class Encoder(nn.Module):
                 inputs = {name: tensor[order] for name, tensor in inputs.items()}
         where["keys"] = inputs.pop("keys", None)
         rows = {name: tensor[None] for name, tensor in inputs.items()}
-        states = self._call(rows, all_layers, causal=direction == "causal", **where)
+        states = self._call(rows, all_layers, causal=direction == "causal", selves=selves, **where)
         if order is not None:
             back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
             return [state[0][back[:num_tokens]] for state in states]
         return [state[0] if len(state[0]) == num_tokens else state[0][:num_tokens] for state in states]
 
-    def _run_padded(self, batch: Batch, all_layers: bool, direction: Direction, more: dict[str, Tensor]) -> list[Tensor]:
+    def _run_padded(
+        self, batch: Batch, all_layers: bool, direction: Direction, more: dict[str, Tensor], selves: bool
+    ) -> list[Tensor]:
         lengths = batch.tensors["cu_seqlens"].long().diff()
         tokens = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
         fill = {"input_ids": self.vocabulary.pad_id}
@@ -360,7 +372,7 @@ class Encoder(nn.Module):
         if direction == self.direction and keys is None:
             mask = tokens.long()
         else:
-            mask = attention.padded_mask(tokens, self.base.dtype, causal=direction == "causal", keys=keys)
+            mask = attention.padded_mask(tokens, self.base.dtype, causal=direction == "causal", keys=keys, selves=selves)
         return [state[tokens] for state in self._call(inputs, all_layers, attention_mask=mask)]
 
     def _call(self, inputs: dict[str, Tensor], all_layers: bool, **extra: Any) -> list[Tensor]:

@@ -138,6 +138,25 @@ def test_tokens_that_are_no_keys_are_seen_by_themselves_alone():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("rows", ["packed", "padded"])
+def test_tokens_that_are_no_keys_may_see_themselves(rows):
+    model = encoder("bert")
+    keys = torch.arange(sum(LENGTHS)) % 4 != 3
+    plain = AutoModel.from_config(config("bert"), attn_implementation="eager").eval()
+    plain.load_state_dict(model.base.state_dict(), strict=False)
+    if rows == "padded":
+        padded(model, "eager")
+    batch = batch_of()
+    expected = []
+    for ids, seen in zip(batch.tensors["input_ids"].split(LENGTHS), keys.split(LENGTHS), strict=True):
+        allowed = seen | torch.eye(len(ids), dtype=torch.bool)
+        mask = torch.zeros(1, 1, len(ids), len(ids)).masked_fill(~allowed, torch.finfo(torch.float32).min)
+        expected.append(plain(ids[None], attention_mask=mask).last_hidden_state[0])
+    torch.testing.assert_close(model(batch, keys=keys, selves=True), torch.cat(expected), rtol=1e-5, atol=2e-6)
+    assert not torch.allclose(model(batch, keys=keys), torch.cat(expected), atol=1e-3)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize(("family", "direction"), [*[(f, "bidirectional") for f in DECODERS], *[(f, "causal") for f in BERTS]])
 def test_a_turned_model_stays_turned_in_plain_transformers(family, direction, implementation, tmp_path):
