@@ -21,6 +21,7 @@ import torch
 from mlmx.build import build, placed, settings_of
 from mlmx.data.annotate import annotate_store
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
+from mlmx.data.rows import RowDataset
 from mlmx.data.rows_from_store import open_rows
 from mlmx.data.statistic import collect_statistic, open_corpus
 from mlmx.data.store import TokenStore
@@ -39,7 +40,7 @@ from mlmx.training.deathwatch import watch
 from mlmx.training.lineage import decontaminated, published_origin
 from mlmx.training.parallel import ProcessGroup, process_group
 from mlmx.training.tracking import Tracker, stage_tracker
-from mlmx.training.trainer import Stopped
+from mlmx.training.trainer import Stopped, Trainer
 
 Spec = Mapping[str, Any]
 Result = dict[str, Any]
@@ -78,6 +79,15 @@ def collect(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Track
 
 def pretrain(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Train an objective on a prepared corpus."""
+    objective, rows, trainer = open_pretraining(stage, spec)
+    result = trainer.fit(objective, rows, stage, seed=spec["seed"], processes=processes, on_log=tracker.log)
+    if processes.is_main:
+        objective.export(stage.encoder_dir)
+    return {**result, "num_truncated_pieces": dict(rows.num_truncated)}
+
+
+def open_pretraining(stage: StageDir, spec: Spec) -> tuple[Objective, RowDataset, Trainer]:
+    """Return what a pretraining stage trains, on what, and by what."""
     store, corpus = open_corpus(stage)
     encoder = _encoder(stage, spec)
     objective = build(spec["objective"], encoder, corpus, where="objective")
@@ -91,10 +101,7 @@ def pretrain(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
         max_length=trainer.max_length,
         overlong=trainer.overlong,
     )
-    result = trainer.fit(objective, rows, stage, seed=spec["seed"], processes=processes, on_log=tracker.log)
-    if processes.is_main:
-        objective.export(stage.encoder_dir)
-    return {**result, "num_truncated_pieces": dict(rows.num_truncated)}
+    return objective, rows, trainer
 
 
 def finetune(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
@@ -126,8 +133,7 @@ def evaluate(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
         judged = finetuned.to(processes.device).eval()
     else:
         judged = _encoder(stage, spec).to(processes.device).eval()
-    if (origin := published_origin(stage)) is not None:
-        task.before_pretraining = lambda: _encoder(origin, origin.config()["spec"])
+    task.before_pretraining = lambda: _before_pretraining(stage)
     # Whoever is killed in the midst of it goes on with the next batch.
     identity = origin_of_results(stage, processes.device.type)
     with results_saved(stage.path / "results", identity) if processes.is_main else nullcontext():
@@ -190,6 +196,11 @@ def _encoder(stage: StageDir, spec: Spec) -> Encoder:
     tokenizer = stage.parent("tokenizer")
     model = build(spec["model"], load_tokenizer(tokenizer.tokenizer_dir) if tokenizer else None, where="model")
     return cast(Encoder, model.build())
+
+
+def _before_pretraining(stage: StageDir) -> Encoder | None:
+    origin = published_origin(stage)
+    return None if origin is None else _encoder(origin, origin.config()["spec"])
 
 
 def run(stage: StageDir) -> None:
