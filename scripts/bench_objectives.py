@@ -71,7 +71,8 @@ def main() -> None:
 def steps(name: str, settings: list[str], folder: Path) -> Iterator[tuple[float, float]]:
     """Return a training that gives seconds of processor time and model FLOPs per token, step by step."""
     dropout = ["trainer.dropout=0.1"] if name.startswith(_NEEDS_DROPOUT) else []
-    (config,) = check(Command("pretrain", "pretrain"), [f"objective={name}", *dropout, *settings, f"outputs={folder / 'outputs'}"]).configs
+    overrides = [f"objective={name}", *dropout, *settings, f"outputs={folder / 'outputs'}"]
+    (config,) = check(Command("pretrain", "pretrain"), overrides).configs
     placed = place(stages_of(config), folder / "outputs")
     with contextlib.redirect_stdout(sys.stderr):
         run_stages(placed[:-1])
