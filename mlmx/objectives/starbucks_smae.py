@@ -26,7 +26,7 @@ from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights
 from mlmx.models.truncate import require_plain_layers
 from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator, resolve_view
 from mlmx.objectives.objective import Output
-from mlmx.objectives.submodels import name_of, require_submodels
+from mlmx.objectives.submodels import name_of, submodels_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class StarbucksSMAE(MaskedObjective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        pairs: tuple[tuple[Positive, Positive], ...],
+        pairs: tuple[tuple[Positive, Positive], ...] | None,
         mask_ratio: Ratio,
         decoder_mask_ratio: Ratio,
         corruption: Corruption,
@@ -119,7 +119,8 @@ class StarbucksSMAE(MaskedObjective):
         Args:
             encoder: what is trained.
             corpus: what it is trained on.
-            pairs: (layer, width) of each smaller encoder, beside the whole one.
+            pairs: (layer, width) of each smaller encoder, beside the whole one; null: each layer but the last, with half the width
+                of the one above it, down to 8.
             mask_ratio: part of the ordinary tokens that the encoders predict, in whole words, in [0, 1].
             decoder_mask_ratio: the same for the decoder, not below ``mask_ratio``.
             corruption: parts of both that are masked, replaced and kept; they sum to 1.
@@ -127,7 +128,7 @@ class StarbucksSMAE(MaskedObjective):
         """
         self.check_settings(mask_ratio=mask_ratio, decoder_mask_ratio=decoder_mask_ratio)
         require_plain_layers(encoder, where="model")
-        require_submodels(encoder, pairs)
+        smaller = submodels_of(encoder, pairs)
         if not encoder.vocabulary.single.prefix:
             raise user_error("model", "its tokenizer puts no special token before a text, whose vector could stand for the text.")
         if encoder.base.get_input_embeddings().weight.shape[1] != encoder.hidden_size:
@@ -139,11 +140,11 @@ class StarbucksSMAE(MaskedObjective):
             SMAECollator(
                 **{name: getattr(collator, name) for name in asdict(collator)},
                 decoder_policy=policies[1],
-                num_encoders=len(pairs) + 1,
+                num_encoders=len(smaller) + 1,
             ),
         )
         self.weights = {"mlm": 0.5, "decoder": 0.5}
-        self.pairs = (*map(tuple, pairs), (encoder.num_layers, encoder.hidden_size))
+        self.pairs = [*smaller, (encoder.num_layers, encoder.hidden_size)]
         self.decoder = DecoderLayer(encoder.base.config)
 
     @staticmethod

@@ -21,7 +21,7 @@ from mlmx.objectives.submodels import (
     divergence,
     name_of,
     num_right,
-    require_submodels,
+    submodels_of,
 )
 from mlmx.objectives.views import EqualViews, Positives
 
@@ -60,7 +60,7 @@ class StarbucksSRL(SubmodelContrast):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        pairs: tuple[tuple[Positive, Positive], ...],
+        pairs: tuple[tuple[Positive, Positive], ...] | None,
         kl_on: KLOn,
         kl_weight: NonNegativeFloat,
         detach_teacher: bool,
@@ -76,7 +76,8 @@ class StarbucksSRL(SubmodelContrast):
         Args:
             encoder: what is trained; its language-model head is dropped.
             corpus: what it is trained on.
-            pairs: (layer, width) of each smaller encoder, beside the whole one.
+            pairs: (layer, width) of each smaller encoder, beside the whole one; null: each layer but the last, with half the width
+                of the one above it, down to 8.
             kl_on: what distributions are over: the ``scores`` of the candidates, or the ``coordinates`` of a vector.
             kl_weight: weight of ``kl``; that of the others is 1.
             detach_teacher: whether only the smaller encoders learn from ``kl``.
@@ -87,8 +88,8 @@ class StarbucksSRL(SubmodelContrast):
             temperature: similarities are divided by it.
             chunk_tokens: tokens whose activations are held at a time; null: those of the whole batch.
         """
-        require_submodels(encoder, pairs)
-        choices = ["full", *(name_of(pair) for pair in pairs)]
+        chosen = submodels_of(encoder, pairs)
+        choices = ["full", *(name_of(pair) for pair in chosen)]
         super().__init__(
             encoder,
             corpus,
@@ -101,7 +102,7 @@ class StarbucksSRL(SubmodelContrast):
             chunk_tokens=chunk_tokens,
         )
         self.weights = {**dict.fromkeys(choices, 1.0), "kl": kl_weight}
-        self.pairs = pairs
+        self.pairs = chosen
         self.kl_on: KLOn = kl_on
         self.detach_teacher = detach_teacher
 

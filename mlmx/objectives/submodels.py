@@ -26,6 +26,9 @@ Similarity = Literal["cosine", "dot"]
 KLOn = Literal["scores", "coordinates"]
 
 
+_LEAST_WIDTH = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Views:
     """The vectors of both views by some layers.
@@ -135,25 +138,33 @@ def divergence(teacher: Tensor, student: Tensor, *, detach: bool) -> Tensor:
     return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True)
 
 
-def require_submodels(encoder: Encoder, pairs: Sequence[tuple[int, int]]) -> None:
-    """Refuse pairs of layer and width that an encoder does not have, or that are all of it.
+def submodels_of(encoder: Encoder, pairs: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]]:
+    """Return the (layer, width) of the smaller encoders inside an encoder, the whole one not among them.
+
+    Args:
+        encoder: the encoder.
+        pairs: these, or None: each layer but the last with half the width of the one above it, down to a width of 8.
 
     Raises:
-        UserError: if there is one.
+        UserError: if there are none, or one is given twice, is the whole encoder, or is no part of it.
     """
-    whole = (encoder.num_layers, encoder.hidden_size)
+    layers, width = encoder.num_layers, encoder.hidden_size
+    if pairs is None:
+        pairs = [(layer, width >> (layers - layer)) for layer in range(1, layers) if width >> (layers - layer) >= _LEAST_WIDTH]
     problems = [
         Problem(
             f"objective.pairs[{i}]",
-            f"{list(pair)} is no smaller part of an encoder with {whole[0]} layers of width {whole[1]}, which is trained anyway.",
+            f"[{layer}, {wide}] is no smaller part of an encoder with {layers} layers of width {width}, which is trained anyway.",
         )
-        for i, pair in enumerate(pairs)
-        if not (1 <= pair[0] <= whole[0] and 1 <= pair[1] <= whole[1]) or tuple(pair) == whole
+        for i, (layer, wide) in enumerate(pairs)
+        if not (1 <= layer <= layers and 1 <= wide <= width) or (layer, wide) == (layers, width)
     ]
-    if not pairs or len(set(map(tuple, pairs))) < len(pairs):
-        problems.append(Problem("objective.pairs", f"{[list(pair) for pair in pairs]}: name some parts, each once."))
+    chosen = [(layer, wide) for layer, wide in pairs]
+    if not chosen or len(set(chosen)) < len(chosen):
+        problems.append(Problem("objective.pairs", f"{[list(pair) for pair in chosen]}: name some parts, each once."))
     if problems:
         raise UserError(problems)
+    return chosen
 
 
 def name_of(pair: tuple[int, int]) -> str:

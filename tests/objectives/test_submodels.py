@@ -11,7 +11,7 @@ from tiny_pairs import batch_of, make_objective, rows_of, tiny_encoder
 from mlmx.data.batch import BatchContext
 from mlmx.errors import UserError
 from mlmx.models.pooling import pool
-from mlmx.objectives.submodels import divergence
+from mlmx.objectives.submodels import divergence, submodels_of
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +107,16 @@ def test_nothing_diverges_from_itself():
 def test_parts_that_an_encoder_does_not_have_are_refused(pairs):
     with pytest.raises(UserError, match=r"objective\.pairs"):
         make_objective("starbucks_srl", pairs=pairs)
+
+
+def test_parts_that_nobody_names_have_half_the_width_of_the_layer_above():
+    encoder = tiny_encoder(hidden_size=32)
+    assert submodels_of(encoder, None) == [(1, 16)]
+    encoder.num_layers = 6
+    assert submodels_of(encoder, None) == [(4, 8), (5, 16)]
+    encoder.num_layers = 1
+    with pytest.raises(UserError, match=r"objective\.pairs: \[\]: name some parts"):
+        submodels_of(encoder, None)
 
 
 @pytest.mark.parametrize("name", ["matryoshka2d", "starbucks_srl"])
