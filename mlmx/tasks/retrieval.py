@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,12 +149,12 @@ class Retrieval(Task):
         return Evaluation(scores=scores, predictions=predictions)
 
     def _control_encoders(self, encoder: Encoder) -> dict[str, Encoder]:
-        made = {"untrained": lambda: untrained(encoder), "before_pretraining": self.before_pretraining}
-        controls: dict[str, Encoder] = {
-            who: make().to(encoder.base.device).eval() for who in self.controls if (make := made[who]) is not None
-        }
-        for control in controls.values():
-            control.sentence = encoder.sentence  # so that texts become vectors as those do that they are compared with
+        controls: dict[str, Encoder] = {}
+        for who in self.controls:
+            make = self.before_pretraining if who == "before_pretraining" else partial(untrained, encoder)
+            if make is not None and (control := make()) is not None:
+                control.sentence = encoder.sentence  # so that texts become vectors as those do that they are compared with
+                controls[who] = control.to(encoder.base.device).eval()
         return controls
 
     def _ranked(self, collection: Collection, found: Neighbours, *, least_score: float | None = None) -> dict[str, Ranking]:

@@ -133,7 +133,8 @@ class Task(ABC):
         data_of: setting that names another task of the run -> the folder of what that task's evaluation left in ``data/``; of those
             that the task's YAML lists in ``_tasks_``, while it is fine-tuned, or judged if nothing is.
         run_seed: the seed of the run, while it is fine-tuned, for choosing what to train on; None where nothing is.
-        before_pretraining: loads the published encoder that mlmx pretrained further, while it is judged; None where there is none.
+        before_pretraining: loads the published encoder that mlmx pretrained further, or gives None where there is none; None where
+            no stage carries the task out.
     """
 
     name: str
@@ -141,7 +142,7 @@ class Task(ABC):
     embedding: Embedding | None = None
     data_of: Mapping[str, Path] = MappingProxyType({})
     run_seed: int | None = None
-    before_pretraining: Callable[[], Encoder] | None = None
+    before_pretraining: Callable[[], Encoder | None] | None = None
 
     def objective(self, encoder: Encoder) -> Objective | None:
         """Return what to fine-tune, or None for a task that judges the encoder as it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from mlmx.data.store import META, TokenStore
 from mlmx.stage import StageDir
 from mlmx.tasks.decontamination import Decontaminated, decontaminate, without_texts
 from mlmx.tasks.task import Evaluation
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,14 @@ def lineage_of(stage: StageDir) -> Lineage:
 
 
 def published_origin(stage: StageDir) -> StageDir | None:
-    """Return the stage that began to pretrain the encoder of this one from published weights; None if none did, or it is gone."""
+    """Return the stage that began to pretrain the encoder of this one from published weights; None if none did, or one is gone.
+
+    A stage that is gone is told: what it began from is not known any more.
+    """
     first = stage
     while (parent := _trained_before(first)) is not None:
         if not parent.config_path.exists():
+            log.warning("the stage %s is gone, so that the encoder before pretraining cannot be judged beside it", parent.path.name)
             return None
         first = parent
     return first if first.config()["kind"] == "pretrain" and _source(first) is not None else None

@@ -31,12 +31,14 @@ def test_the_origin_is_where_published_weights_were_first_trained(tmp_path, pret
         assert origin.path.name == "pretrain-a"
 
 
-def test_without_pretraining_or_without_published_weights_there_is_none(tmp_path, pretrained):
+def test_without_pretraining_or_without_published_weights_there_is_none(tmp_path, pretrained, caplog):
     make_stage(tmp_path, "pretrain-scratch", tokenizer="prepare-t")
     assert published_origin(make_stage(tmp_path, "eval-random", encoder="pretrain-scratch")) is None
     assert published_origin(make_stage(tmp_path, "eval-as-it-is", source="hub/encoder")) is None
     make_stage(tmp_path, "finetune-only", source="hub/encoder")
     assert published_origin(make_stage(tmp_path, "eval-tuned-only", model="finetune-only")) is None
+    assert caplog.text == ""
     judged = make_stage(tmp_path, "eval-x", encoder="pretrain-b")
     (tmp_path / "pretrain-a" / "config.yaml").unlink()
     assert published_origin(judged) is None
+    assert "the stage pretrain-a is gone" in caplog.text
