@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlmx.data.overlap import OverlapSearch
-from mlmx.tasks.metrics import CLASS_METRICS, SCORE_METRICS, Values
+from mlmx.tasks.metrics import CLASS_METRICS, SCORE_METRICS, TRANSLATION_METRICS, Values
 from mlmx.tasks.task import Evaluation, Score, ratio_scores
 
 log = logging.getLogger(__name__)
@@ -25,12 +25,17 @@ SUFFIX = "_decontaminated"
 
 Record = Mapping[str, Any]
 
-# What is computed from ``label`` and ``prediction``.
+# What is computed from ``label`` and ``prediction``; and from ``reference`` and ``translation``.
 _LABEL_METRICS: Mapping[str, Callable[[Values, Values], float]] = {
     **CLASS_METRICS,
     **SCORE_METRICS,
     **{f"cosine_{metric}": function for metric, function in SCORE_METRICS.items()},
+    **TRANSLATION_METRICS,
 }
+
+
+def _sides(metric: str) -> tuple[str, str]:
+    return ("reference", "translation") if metric in TRANSLATION_METRICS else ("label", "prediction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,7 @@ def _count(records: Sequence[Record], score: Score, names: set[tuple[str, str]])
 def _tells(record: Record, metric: str) -> bool:
     if metric in record.get("ratios", {}) or metric in record.get("metrics", {}):
         return True
-    return metric in _LABEL_METRICS and "label" in record and "prediction" in record
+    return metric in _LABEL_METRICS and all(side in record for side in _sides(metric))
 
 
 def _warn(scores: Sequence[Score]) -> None:
@@ -150,5 +155,5 @@ def _recomputed(records: Sequence[Record], score: Score) -> tuple[float, int]:
         return again[score.metric].value, again[score.metric].num_examples
     if score.metric in told[0].get("metrics", {}):
         return float(np.mean([record["metrics"][score.metric] for record in told])), len(told)
-    gold, predicted = (np.array([record[side] for record in told]) for side in ("label", "prediction"))
+    gold, predicted = (np.array([record[side] for record in told]) for side in _sides(score.metric))
     return _LABEL_METRICS[score.metric](gold, predicted), len(told)

@@ -1,4 +1,4 @@
-"""Metrics of predicted classes and scores, by scikit-learn and scipy."""
+"""Metrics of predicted classes and scores, by scikit-learn and scipy; and of translations, by sacrebleu."""
 
 # N examples
 
@@ -49,6 +49,20 @@ def matthews(gold: Values, predicted: Values) -> float:
     return 0.0 if _constant(gold) or _constant(predicted) else float(matthews_corrcoef(gold, predicted))
 
 
+def chrf(references: Values, translations: Values) -> float:
+    """Return the chrF of all translations together, by ``sacrebleu`` with its defaults."""
+    import sacrebleu  # only where something was translated
+
+    return float(sacrebleu.corpus_chrf(translations.tolist(), [references.tolist()]).score)
+
+
+def bleu(references: Values, translations: Values) -> float:
+    """Return the BLEU of all translations together, by ``sacrebleu`` with its defaults."""
+    import sacrebleu
+
+    return float(sacrebleu.corpus_bleu(translations.tolist(), [references.tolist()]).score)
+
+
 CLASS_METRICS: Mapping[str, Callable[[Values, Values], float]] = {
     "matthews": matthews,
     "accuracy": lambda gold, predicted: float(accuracy_score(gold, predicted)),
@@ -58,3 +72,6 @@ CLASS_METRICS: Mapping[str, Callable[[Values, Values], float]] = {
 }
 
 SCORE_METRICS: Mapping[str, Callable[[Values, Values], float]] = {"pearson": pearson, "spearman": spearman}
+
+TRANSLATION_METRICS: Mapping[str, Callable[[Values, Values], float]] = {"chrf": chrf, "bleu": bleu}
+"""Of references and translations."""

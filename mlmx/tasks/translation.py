@@ -135,7 +135,14 @@ class Translation(Task):
                 )
             )
         records = [
-            {"id": str(i), "split": SPLIT, "source": source, "reference": reference, "translation": translation}
+            {
+                "id": str(i),
+                "split": SPLIT,
+                "source": source,
+                "reference": reference,
+                "translation": translation,
+                "texts": [source, reference],
+            }
             for i, (source, reference, translation) in enumerate(zip(sources, references, translations, strict=True))
         ]
         return Evaluation(scores=scores, predictions=records)

@@ -16,6 +16,7 @@ from transformers import BertModel
 from mlmx.build import build, problems_of
 from mlmx.data.batch import BatchContext
 from mlmx.errors import UserError
+from mlmx.tasks.decontamination import decontaminate
 from mlmx.tasks.translation import Translation
 from mlmx.tasks.translator import TERM, Translator
 from mlmx.training.optim import optimizer_for
@@ -127,6 +128,25 @@ def test_scores_are_those_of_sacrebleu_on_what_is_stored(tmp_path, encoder):
     assert 5 < found["chrf"].value < 95
     assert {score.num_examples for score in evaluation.scores} == {64}
     assert "version:" in found["chrf"].settings["signature"]
+
+
+def test_examples_that_occur_in_a_pretraining_corpus_are_counted_and_left_out(tmp_path, encoder):
+    torch.manual_seed(0)
+    built = task(tmp_path)
+    evaluation = built.evaluate(trained(built, encoder, 8))
+    lines = [[SENTENCES[0][0]], [SENTENCES[5][1]]]  # a source, and a reference
+    distinct = [pair for pair in SENTENCES if pair[0] != SENTENCES[0][0] and pair[1] != SENTENCES[5][1]]
+    result = decontaminate(evaluation, lines, ngram_words=13, min_words=8, leave_out=True)
+    left_out = {record["id"] for record in result.found}
+    assert len(left_out) == 64 - len(distinct) >= 2
+    assert {score.contaminated for score in evaluation.scores} == {None}
+    found = {(score.split, score.metric): score for score in result.evaluation.scores}
+    assert {found["test", metric].contaminated for metric in ("chrf", "bleu")} == {(len(left_out), 64)}
+    records = [record for record in evaluation.predictions if record["id"] not in left_out]
+    again = sacrebleu.corpus_chrf([record["translation"] for record in records], [[record["reference"] for record in records]])
+    clean = found["test_decontaminated", "chrf"]
+    assert (clean.value, clean.num_examples) == (pytest.approx(again.score, abs=1e-6), 64 - len(left_out))
+    assert not any("texts" in record for record in result.evaluation.predictions)
 
 
 def test_translations_do_not_depend_on_who_is_in_the_batch(tmp_path, encoder):
