@@ -176,11 +176,16 @@ class _Builder:
         """Return the part of a spec that says what encoder to start from, where no stage gives one."""
         return {"model": self._config["model"]}
 
+    def _tokenizer_of_start(self) -> dict[str, Any]:
+        """Return the same for who needs the tokenizer alone."""
+        model = self._config["model"]
+        return {"model": {**model, "_no_effect_": [*model.get("_no_effect_", ()), "attention"]}}
+
     def _pretrain(self, pretraining: _Pretraining, encoder: Stage | None) -> Stage:
         prepare = self._add(
             "prepare",
             _name_of(pretraining.corpus, "corpus"),
-            {"corpus": pretraining.corpus, **(self._start() if self._tokenizer is None else {})},
+            {"corpus": pretraining.corpus, **(self._tokenizer_of_start() if self._tokenizer is None else {})},
             {"tokenizer": self._tokenizer},
         )
         annotate = None

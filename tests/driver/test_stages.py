@@ -114,6 +114,17 @@ def test_finetune_without_pretraining(tmp_path):
     assert place_of(finetune, "trainer.max_steps") == "task.sentiment.trainer.max_steps"
 
 
+def test_which_tokens_a_token_sees_does_not_name_what_is_tokenised(tmp_path):
+    def fingerprints(attention):
+        config = frozen(tmp_path)
+        config["model"] = {"_target_": "mlmx.x.Pretrained", "source": "x", "revision": "main", "attention": attention}
+        return {stage.kind: fingerprint_of(canonical_document(stage.kind, stage.spec, {}, {})) for stage in stages_of(config)}
+
+    causal, bidirectional = fingerprints("causal"), fingerprints("bidirectional")
+    assert causal["prepare"] == bidirectional["prepare"]
+    assert causal["pretrain"] != bidirectional["pretrain"]
+
+
 def test_how_a_task_judges_does_not_name_what_is_fine_tuned(tmp_path):
     def fingerprints(**settings):
         config = frozen(tmp_path, chain=[], stages={})
