@@ -9,7 +9,6 @@ sentence that has one (MTEB, XTREME).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from mlmx.build import Positive
 from mlmx.errors import user_error
 from mlmx.tasks.bitext_data import BitextData, MiningSet
+from mlmx.tasks.bitext_scores import mining_by_chance, shares_of_weighted, weighted_by_chance
 from mlmx.tasks.mining import Margin, Matches, MinedPairs, Retrieval, best_matches, mine
 from mlmx.tasks.search import Floats, nearest
 
@@ -39,7 +39,7 @@ class Judgement:
     Attributes:
         records: one per example, with ``id`` and ``ratios``; see ``Evaluation.predictions``.
         settings: what the protocol found out by itself and its scores depend on, such as a threshold.
-        trivial: metric -> what chance gets, where that is known.
+        trivial: metric -> what chance gets, each source sentence with a random target.
     """
 
     records: Sequence[Record]
@@ -118,6 +118,7 @@ class MarginMining(Protocol):
         records += _accuracy_records(matches.backward, _turned(data), f"{metric}_accuracy_backward")
         chance = len(data.gold) / (len(data.source) * len(data.target))
         trivial = {f"{metric}_accuracy_{direction}": chance for direction in ("forward", "backward")}
+        trivial |= {f"{prefix}_{name}": value for name, value in mining_by_chance(data).items()}
         return Judgement(records=records, settings=settings, trivial=trivial)
 
     def _matches(self, data: MiningSet, embed: Embed, device: torch.device) -> Matches:
@@ -163,7 +164,8 @@ class CosineRetrieval(Protocol):
                 gold_N2.tolist(), found_N.tolist(), shares_of_weighted(gold_N2[:, 1], found_N), strict=True
             )
         ]
-        trivial = dict.fromkeys(("cosine_accuracy", "cosine_weighted_recall"), 1 / len(data.target))
+        by_chance = weighted_by_chance(gold_N2[:, 1], len(data.target))
+        trivial = {f"cosine_{metric}": value for metric, value in by_chance.items()}
         return Judgement(records=records, trivial=trivial)
 
 
@@ -188,24 +190,6 @@ class Tatoeba(Protocol):
             records += _accuracies(asked, found, of, f"tatoeba_accuracy_{direction}")
         trivial = {"tatoeba_accuracy_forward": 1 / len(data.target), "tatoeba_accuracy_backward": 1 / len(data.source)}
         return Judgement(records=records, trivial=trivial)
-
-
-def shares_of_weighted(gold_N: NDArray[np.int64], found_N: NDArray[np.int64]) -> list[dict[str, float]]:
-    """Return what each example adds to accuracy and to weighted precision, recall and F1: each of them is the mean over examples.
-
-    A class weighs what it has examples, so that each of its examples stands for the score of the class.
-    """
-    num_gold, num_found = Counter(gold_N.tolist()), Counter(found_N.tolist())
-    num_hits = Counter(gold_N[gold_N == found_N].tolist())
-    return [
-        {
-            "weighted_precision": num_hits[gold] / num_found[gold] if num_found[gold] else 0.0,
-            "weighted_recall": num_hits[gold] / num_gold[gold],
-            "weighted_f1": 2 * num_hits[gold] / (num_gold[gold] + num_found[gold]),
-            "accuracy": float(gold == found),
-        }
-        for gold, found in zip(gold_N.tolist(), found_N.tolist(), strict=True)
-    ]
 
 
 def is_judged(pair: tuple[int, int], gold_sources: set[int], gold_targets: set[int], *, gold_complete: bool) -> bool:

@@ -176,10 +176,11 @@ class Curation(Task):
         good = np.array([pair.noise is None for pair in curated.pairs])
         for record, pair, ratios in zip(records, curated.pairs, self._ratios(curated.ranked, is_kept, good), strict=True):
             record |= {"noise": pair.noise, "ratios": ratios, "texts": [pair.source, pair.target]}
-        share = float(good.mean())
+        # Of pairs chosen at random as many are good as of all, and of the good ones as many are kept as of all.
+        share, kept_share = float(good.mean()), float(is_kept.mean())
         scores = _aucs(self.name, curated)
         for score in ratio_scores(records, task=self.name):
-            scores.append(replace(score, trivial=None if score.metric.endswith("recall") else share))
+            scores.append(replace(score, trivial=kept_share if score.metric.endswith("recall") else share))
         return Evaluation(scores=[replace(score, settings=settings) for score in scores], predictions=records)
 
     def write(self, curated: Curated, folder: Path) -> None:

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -104,7 +106,10 @@ class EvalMask(Task):
         scores = ratio_scores(records, task=self.name, lower_is_better="loss")
         if not all(score.num_examples for score in scores):
             raise user_error(f"task.{self.name}.mask_ratio", "selects no token at all.")
-        return Evaluation(scores=scores, predictions=records)
+        # By chance each piece of the vocabulary is as likely.
+        size = encoder.vocabulary.size
+        told = [replace(score, trivial=math.log(size) if score.metric.startswith("loss") else 1 / size) for score in scores]
+        return Evaluation(scores=told, predictions=records)
 
     def _texts(self) -> tuple[list[str], list[str] | None, list[str]]:
         # The texts, their partners in a pair, and their languages.

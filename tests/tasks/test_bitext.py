@@ -4,6 +4,7 @@ import gzip
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mlmx.errors import UserError
 from mlmx.tasks.bitext import Bitext
 from mlmx.tasks.bitext_data import BitextData, BitextFiles, MicroworldBitext, MiningSet, ParallelBitext, ParallelSets, parallel_set
 from mlmx.tasks.bitext_protocols import CosineRetrieval, MarginMining, Protocol, Tatoeba, best_threshold
+from mlmx.tasks.bitext_scores import mining_by_chance, shares_of_weighted, weighted_by_chance
 from mlmx.tasks.mining import MinedPairs, best_matches, mine
 from mlmx.tasks.search import normalised
 from mlmx.tasks.task import ratio_scores
@@ -141,9 +143,28 @@ def test_margin_gives_the_accuracy_of_best_matches_where_all_have_a_partner():
     matches = best_matches(*embeddings, margin="ratio", num_neighbors=4)
     got = values(judgement)
     assert got["margin_ratio_accuracy_forward"] == (matches.forward == np.arange(20)).mean() < 1
-    assert judgement.trivial == {f"margin_ratio_accuracy_{direction}": 1 / 20 for direction in ("forward", "backward")}
+    assert {judgement.trivial[f"margin_ratio_accuracy_{direction}"] for direction in ("forward", "backward")} == {1 / 20}
     assert got["margin_ratio_accuracy_backward"] == (matches.backward == np.arange(20)).mean() < 1
     assert len({record["id"] for record in judgement.records}) == len(judgement.records) == 60
+
+
+@pytest.mark.parametrize("gold_complete", [True, False])
+def test_what_chance_gets_in_mining(gold_complete):
+    gold = {(i, 2 * i % 9) for i in range(5)} | {(0, 5)}
+    data = mining_set(6, 9, gold, gold_complete=gold_complete)
+    knows = np.array([[gold_complete or i < 5 or j in {j for _, j in gold} for j in range(9)] for i in range(6)])
+    right = np.array([[(i, j) in gold for j in range(9)] for i in range(6)])
+    # Each source sentence has each of the targets once in nine times.
+    judged_pairs, hits = knows.sum() / 9, right.sum() / 9
+    expected = {"precision": hits / judged_pairs, "recall": hits / len(gold), "f1": 2 * hits / (judged_pairs + len(gold))}
+    assert mining_by_chance(data) == pytest.approx(expected)
+
+
+def test_what_chance_gets_weighted_is_the_mean_over_all_that_may_be_found():
+    gold = np.array([0, 1, 1, 3])
+    every = [shares_of_weighted(gold, np.array(found)) for found in product(range(5), repeat=4)]
+    expected = {name: np.mean([[share[name] for share in shares] for shares in every]) for name in every[0][0]}
+    assert weighted_by_chance(gold, 5) == pytest.approx(expected)
 
 
 def f1_of(kept: MinedPairs, data: MiningSet) -> float:

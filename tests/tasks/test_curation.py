@@ -274,7 +274,7 @@ def test_auc_is_that_of_sklearn_and_precision_at_k_is_counted():
     assert values(evaluation)["auc"] == pytest.approx(won.mean())
     assert {score.settings["layer"] for score in evaluation.scores} == {2}
     trivial = {score.metric: score.trivial for score in evaluation.scores}
-    assert (trivial["auc"], trivial["precision_at_3"], trivial["kept_recall"]) == (0.5, 5 / 8, None)
+    assert (trivial["auc"], trivial["precision_at_3"], trivial["kept_recall"]) == (0.5, 5 / 8, 4 / 8)
     assert [record["kept"] for record in evaluation.predictions] == [True] * 4 + [False] * 4
 
 

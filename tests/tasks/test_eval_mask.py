@@ -90,6 +90,8 @@ def test_an_untrained_encoder_is_at_chance_and_languages_add_up(encoder):
     sums = {metric: np.sum([r["ratios"].get(metric, [0, 0]) for r in evaluation.predictions], axis=0) for metric in got}
     np.testing.assert_allclose(sums["loss"], sums["loss_qla"] + sums["loss_qka"])
     assert {score.metric: score.higher_is_better for score in evaluation.scores}["loss_qla"] is False
+    trivial = {score.metric: score.trivial for score in evaluation.scores}
+    assert trivial["loss_qla"] == pytest.approx(math.log(encoder.vocabulary.size)) == -math.log(trivial["accuracy"])
 
 
 def test_the_realised_rate(encoder):
