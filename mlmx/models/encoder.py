@@ -243,18 +243,7 @@ class Encoder(nn.Module):
         """
         if self.packed or self.base.device.type == "meta":
             return
-        expected = torch.ones(3, 3, dtype=torch.bool)
-        if (direction or self.direction) == "causal":
-            expected = expected.tril()
-        settings: dict[str, Any] = {"direction": direction}
-        if keys:
-            settings["keys"] = torch.tensor([True, False, False], device=self.base.device)
-            expected = expected & settings["keys"].cpu() | torch.eye(3, dtype=torch.bool)
-        try:
-            obeyed = torch.equal(probe.dependencies(self, **settings).cpu(), expected)
-        except (RuntimeError, ValueError):  # Some take masks of one shape only.
-            obeyed = False
-        if not obeyed:
+        if not probe.obeys(self, direction or self.direction, keys=keys):
             what = f"{direction or self.direction} attention" + (" to some tokens only" if keys else "")
             raise user_error("model", f"{self.base.config.model_type!r}, which runs on padded rows, ignores {what}.")
 
@@ -327,21 +316,22 @@ class Encoder(nn.Module):
         selves: bool = False,
         embeddings: Tensor | None = None,
     ) -> list[Tensor]:
-        optional = {"keys": keys, "inputs_embeds": embeddings}
-        tensors = {name: tensor for name, tensor in optional.items() if tensor is not None}
-        run = self._run_packed if self.packed else self._run_padded
-        return run(batch, all_layers, direction or self.direction, tensors, selves)
+        inputs = {name: batch.tensors[name] for name in _INPUTS}
+        inputs |= {name: given for name, given in (("keys", keys), ("inputs_embeds", embeddings)) if given is not None}
+        seen: dict[str, Any] = {"causal": (direction or self.direction) == "causal", "selves": selves}
+        return (self._run_packed if self.packed else self._run_padded)(batch, inputs, seen, all_layers)
 
-    def _run_packed(
-        self, batch: Batch, all_layers: bool, direction: Direction, more: dict[str, Tensor], selves: bool
-    ) -> list[Tensor]:
+    def _run_packed(self, batch: Batch, inputs: dict[str, Tensor], seen: dict[str, Any], all_layers: bool) -> list[Tensor]:
         num_tokens = batch.num_tokens
         if self._token_multiple is not None:
             batch = filled_up(batch, self._token_multiple, self.vocabulary.pad_id)
-            more = {name: _filled_up(tensor, batch.num_tokens) for name, tensor in more.items()}
-        inputs = {name: batch.tensors[name] for name in _INPUTS} | more
+            # Ones: what fills up the tokens may be seen, by itself.
+            inputs = {
+                name: torch.cat([tensor, tensor.new_ones(batch.num_tokens - num_tokens, *tensor.shape[1:])])
+                for name, tensor in inputs.items()
+            } | {name: batch.tensors[name] for name in _INPUTS}
         cu_seqlens, order = batch.tensors["cu_seqlens"], None
-        if "keys" not in more and self._kernel_serves(batch):
+        if "keys" not in inputs and self._kernel_serves(batch):
             where: dict[str, Any] = {"cu_seqlens": cu_seqlens, "max_seqlen": batch.max_seqlen}
         else:
             # Sorted by length, rows of one length are neighbours, and attention needs neither padding nor copies.
@@ -349,31 +339,28 @@ class Encoder(nn.Module):
             where = {"runs": attention.Runs(cu_seqlens)}
             if order is not None:
                 inputs = {name: tensor[order] for name, tensor in inputs.items()}
-        where["keys"] = inputs.pop("keys", None)
+        keys = inputs.pop("keys", None)
         rows = {name: tensor[None] for name, tensor in inputs.items()}
-        states = self._call(rows, all_layers, causal=direction == "causal", selves=selves, **where)
+        states = self._call(rows, all_layers, keys=keys, **seen, **where)
         if order is not None:
             back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
             return [state[0][back[:num_tokens]] for state in states]
         return [state[0] if len(state[0]) == num_tokens else state[0][:num_tokens] for state in states]
 
-    def _run_padded(
-        self, batch: Batch, all_layers: bool, direction: Direction, more: dict[str, Tensor], selves: bool
-    ) -> list[Tensor]:
+    def _run_padded(self, batch: Batch, inputs: dict[str, Tensor], seen: dict[str, Any], all_layers: bool) -> list[Tensor]:
         lengths = batch.tensors["cu_seqlens"].long().diff()
         tokens = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-        fill = {"input_ids": self.vocabulary.pad_id}
-        inputs = {}
-        for name, tensor in ({name: batch.tensors[name] for name in _INPUTS} | more).items():
-            padded = torch.full((*tokens.shape, *tensor.shape[1:]), fill.get(name, 0), dtype=tensor.dtype, device=tokens.device)
-            padded[tokens] = tensor
-            inputs[name] = padded
-        keys = inputs.pop("keys", None)
-        if direction == self.direction and keys is None:
+        rows = {}
+        for name, tensor in inputs.items():
+            fill = self.vocabulary.pad_id if name == "input_ids" else 0
+            rows[name] = torch.full((*tokens.shape, *tensor.shape[1:]), fill, dtype=tensor.dtype, device=tokens.device)
+            rows[name][tokens] = tensor
+        keys = rows.pop("keys", None)
+        if seen["causal"] == (self.direction == "causal") and keys is None:
             mask = tokens.long()
         else:
-            mask = attention.padded_mask(tokens, self.base.dtype, causal=direction == "causal", keys=keys, selves=selves)
-        return [state[tokens] for state in self._call(inputs, all_layers, attention_mask=mask)]
+            mask = attention.padded_mask(tokens, self.base.dtype, keys=keys, **seen)
+        return [state[tokens] for state in self._call(rows, all_layers, attention_mask=mask)]
 
     def _call(self, inputs: dict[str, Tensor], all_layers: bool, **extra: Any) -> list[Tensor]:
         input_ids = inputs["input_ids"]
@@ -404,11 +391,6 @@ def language_model_class(config: PreTrainedConfig) -> Any:
     """Return the Auto class that gives a model its language-model head: the masked one where the family has one."""
     only_causal = type(config) in AutoModelForCausalLM._model_mapping and type(config) not in AutoModelForMaskedLM._model_mapping
     return AutoModelForCausalLM if only_causal else AutoModelForMaskedLM
-
-
-def _filled_up(tensor: Tensor, size: int) -> Tensor:
-    # Ones: what fills up the tokens may be seen, by itself.
-    return torch.cat([tensor, tensor.new_ones(size - len(tensor), *tensor.shape[1:])])
 
 
 class _Reached(Exception):  # noqa: N818 - no error: what was asked for is there, and the rest need not run

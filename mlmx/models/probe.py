@@ -87,6 +87,23 @@ def dependencies(encoder: Encoder, **attention_settings: Any) -> Tensor:
         return torch.stack([(vectors(changed) != before).any(dim=1) for changed in range(3)], dim=1)
 
 
+def obeys(encoder: Encoder, direction: attention.Direction, *, keys: bool) -> bool:
+    """Tell whether calls with a direction, and with some tokens as keys only if ``keys``, do what they say."""
+    expected = torch.ones(3, 3, dtype=torch.bool)
+    if direction == "causal":
+        expected = expected.tril()
+    settings: dict[str, Any] = {"direction": direction}
+    if keys:
+        first = torch.tensor([True, False, False])
+        settings["keys"] = first.to(encoder.base.device)
+        # What a hidden token is itself, its own vector knows without attention.
+        expected = expected & first | torch.eye(3, dtype=torch.bool)
+    try:
+        return torch.equal(dependencies(encoder, **settings).cpu(), expected)
+    except (RuntimeError, ValueError):  # Some models take masks of one shape only.
+        return False
+
+
 @torch.no_grad()
 def knows_order(encoder: Encoder) -> bool:
     """Tell whether a token's vector depends on where tokens stand even if all are said to stand at one position, and see all."""
