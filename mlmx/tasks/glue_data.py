@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlmx.data.corpora.hub import open_dataset
+from mlmx.data.corpora.hub import check_pinned, open_dataset
 from mlmx.data.text_files import plain_or_compressed
 from mlmx.errors import nearest, user_error
 from mlmx.tasks.sentence_data import Judged, SentenceData, tell_blank
@@ -111,8 +111,7 @@ class GlueData(SentenceData):
         self.submissions: Mapping[str, str] = {"test": f"{dataset}.tsv"}
 
     def _init(self, dataset: str, source: str, revision: str | None) -> None:
-        if revision is None and not Path(source).is_dir():
-            raise user_error("task data.revision", f"pin the commit of {source}, or name a local folder.")
+        check_pinned(source, revision, setting="task data.revision")
         self.dataset = dataset
         self.source = source
         self.revision = revision
@@ -154,14 +153,13 @@ class GlueData(SentenceData):
         hub_split = split.replace("dev", "validation")
         records = open_dataset(source, layout.config, split=hub_split, revision=self.revision, setting="task data.source")
         examples = []
-        for number, record in enumerate(records):
-            where = f"{source} {layout.config}[{hub_split}]:{number}"
+        for where, record in records:
             check_columns([*(layout.hub_texts or layout.texts), "label", "idx"], list(record), where)
             texts = tuple(str(record[column]) for column in layout.hub_texts or layout.texts)
             examples.append(Judged(str(record["idx"]), texts, _hub_gold(record["label"], layout, where)))
         if not examples:
-            raise user_error("task data.source", f"{hub_split!r} of {layout.config} in {source} is empty.")
-        tell_blank(examples, f"{source} {layout.config}[{hub_split}]")
+            raise user_error("task data.source", f"{records.place} is empty.")
+        tell_blank(examples, records.place)
         return examples
 
 

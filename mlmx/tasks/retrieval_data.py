@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlmx.build import NonNegative, Positive
+from mlmx.data.corpora.hub import check_pinned, open_dataset
 from mlmx.data.corpora.records import field_of, json_object
 from mlmx.data.text_files import plain_or_compressed, read_lines
 from mlmx.errors import Problem, UserError, first_problems, nearest, user_error
@@ -175,27 +176,17 @@ class HubTable:
     """
 
     def __init__(self, *, name: str, config: str | None, split: str | None, revision: str | None) -> None:
-        if revision is None and not Path(name).exists():
-            raise user_error("task data.revision", f"pin the commit of {name}, or name a local folder.")
+        check_pinned(name, revision, setting="task data.revision")
         self.name = name
         self.config = config
         self.split = split
         self.revision = revision
 
     def rows(self, split: str | None = None) -> Rows:
-        """Yield the records of the table, or of one of its splits."""
-        import datasets
-
-        split = self.split or split
-        revision = None if Path(self.name).exists() else self.revision
-        place = f"{self.name}[{'/'.join(filter(None, (self.config, split)))}]"
-        try:
-            table = datasets.load_dataset(self.name, self.config, split=split, revision=revision, streaming=True)
-            for number, record in enumerate(table):
-                yield f"{place}:{number}", record
-        except (ValueError, FileNotFoundError, ConnectionError, RuntimeError) as error:
-            # `datasets` names what there is: configurations, splits, files; and that it runs no scripts.
-            raise user_error(place, f"cannot be loaded: {error}") from error
+        """Return the records of the table, or of one of its splits."""
+        chosen = self.split or split
+        assert chosen is not None, "a table of several splits is read split by split"
+        return open_dataset(self.name, self.config, split=chosen, revision=self.revision, setting="task data")
 
 
 class RetrievalHub(BeirData):

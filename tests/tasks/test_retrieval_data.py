@@ -67,7 +67,7 @@ def test_tables_of_the_hub_are_read(folder, tmp_path_factory, monkeypatch):
     corpus, queries = (HubTable(name=str(folder), config=name, split=name, revision=None) for name in ("corpus", "queries"))
     data = RetrievalHub(corpus=corpus, queries=queries, qrels=HubTable(name=str(qrels), config=None, split=None, revision=None))
     check(data.load("test"))
-    with pytest.raises(UserError, match=r"qrels\[dev\]: cannot be loaded: .*dev"):
+    with pytest.raises(UserError, match=r"task data: .*qrels\[dev\] cannot be loaded: .*dev"):
         data.load("dev")
 
 

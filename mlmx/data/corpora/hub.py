@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlmx.data.corpora.records import Record, RecordCorpus, field_of
 from mlmx.errors import user_error
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 
 class HubCorpus(RecordCorpus):
@@ -29,8 +33,7 @@ class HubCorpus(RecordCorpus):
         if len(columns) not in (1, 2) or len(columns) != len(languages):
             message = f"{columns!r} and languages {languages!r}: name one column (or the two of a pair), and a language for each."
             raise user_error("corpus.columns", message)
-        if revision is None and not Path(name).exists():
-            raise user_error("corpus.revision", f"pin the commit of {name}, or name a local folder.")
+        check_pinned(name, revision, setting="corpus.revision")
         self.name = name
         self.config = config
         self.split = split
@@ -41,34 +44,81 @@ class HubCorpus(RecordCorpus):
         self.skipped = {}
 
     def records(self) -> Iterator[Record]:
-        number = -1
-        dataset = open_dataset(self.name, self.config, split=self.split, revision=self.revision, setting="corpus.name")
-        for number, record in enumerate(dataset):
-            where = f"{self.name}[{self.split}]:{number}"
+        where = None
+        for where, record in open_dataset(self.name, self.config, split=self.split, revision=self.revision, setting="corpus.name"):
             yield where, tuple(field_of(record, column, where) for column in self.columns)
-        if number < 0:
+        if where is None:
             raise user_error("corpus.split", f"{self.split!r} of {self.name} is empty.")
 
 
-def open_dataset(name: str, config: str | None, *, split: str, revision: str | None, setting: str) -> Iterable[dict[str, Any]]:
-    """Return the records of one split of a dataset, read as a stream.
+class HubSplit:
+    """One split of a dataset of the hub, read as a stream: iterating gives where each record stands, and the record.
 
     Args:
-        name: the repository, or a local folder that ``datasets`` can load.
-        config: the dataset's configuration; None where it has only one.
+        records: what ``datasets`` gives.
+        place: the names of dataset, configuration and split.
+        setting: the setting that names the dataset, for messages.
+    """
+
+    def __init__(self, records: IterableDataset, place: str, setting: str) -> None:
+        self._records = records
+        self.place = place
+        self._setting = setting
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        with _told(self.place, self._setting):
+            for number, record in enumerate(self._records):
+                yield f"{self.place}:{number}", record
+
+    def class_names(self, column: str) -> Sequence[str] | None:
+        """Return the names of the classes whose numbers a column holds, alone or in lists; None where it holds no classes."""
+        feature = (self._records.features or {}).get(column)
+        names: Sequence[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
+        return names
+
+
+def open_dataset(name: str, config: str | None, *, split: str, revision: str | None, setting: str) -> HubSplit:
+    """Open one split of a dataset of the hub, or of a local folder that ``datasets`` can load.
+
+    Args:
+        name: the repository, or the folder.
+        config: the dataset's configuration; None for the one it has by default.
         split: such as ``train``.
         revision: a commit of the repository; not looked at for a folder.
         setting: the setting that names the dataset, for messages.
 
     Raises:
-        UserError: if it cannot be loaded.
+        UserError: if it cannot be loaded, now or while it is read.
     """
     import datasets
 
-    pinned = None if Path(name).exists() else revision
+    place = f"{name}[{'/'.join(filter(None, (config, split)))}]"
+    with _told(place, setting):
+        pinned = None if Path(name).exists() else revision
+        return HubSplit(datasets.load_dataset(name, config, split=split, revision=pinned, streaming=True), place, setting)
+
+
+@contextmanager
+def _told(place: str, setting: str) -> Iterator[None]:
+    from datasets.exceptions import DatasetsError
+
     try:
-        dataset: Iterable[dict[str, Any]] = datasets.load_dataset(name, config, split=split, revision=pinned, streaming=True)
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
-        # `datasets` names what there is: configurations, splits, files.
-        raise user_error(setting, f"{name} cannot be loaded: {error}") from error
-    return dataset
+        yield
+    except (ValueError, OSError, RuntimeError, DatasetsError) as error:
+        # `datasets` names what there is: configurations, splits, files; and that it runs no scripts.
+        raise user_error(setting, f"{place} cannot be loaded: {error}") from error
+
+
+def check_pinned(name: str, revision: str | None, *, setting: str) -> None:
+    """Check that a dataset cannot change under its name.
+
+    Args:
+        name: a repository of the hub, or a local folder.
+        revision: its commit.
+        setting: the setting that names the commit.
+
+    Raises:
+        UserError: if it is a repository without a commit.
+    """
+    if revision is None and not Path(name).exists():
+        raise user_error(setting, f"pin the commit of {name}, or name a local folder.")

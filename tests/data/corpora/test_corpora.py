@@ -291,8 +291,21 @@ def test_hub_reads_a_local_folder_and_insists_on_a_revision(tmp_path: Path) -> N
         corpus("hub", **{**settings, "name": "somebody/something"})
     with pytest.raises(UserError, match="there is no column 'fr'"):
         texts(corpus("hub", **{**settings, "columns": ["en", "fr"]}))
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match=r"corpus\.name: .*\[nosuch\] cannot be loaded"):
         texts(corpus("hub", **{**settings, "split": "nosuch"}))
+    (tmp_path / "train.jsonl").write_text('{"en": "one", "de": "eins"}\n{"en": \n')  # told by `datasets` only when it comes to it
+    with pytest.raises(UserError, match=r"corpus\.name: .*\[train\] cannot be loaded: .*JSON"):
+        texts(source)
+
+
+def test_whatever_datasets_has_to_say_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*args: Any, **settings: Any) -> Any:
+        assert settings["revision"] is None, "a local folder has no commits"
+        raise RuntimeError("Dataset scripts are no longer supported")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    with pytest.raises(UserError, match=r"corpus\.name: .*\[train\] cannot be loaded: Dataset scripts are no longer"):
+        texts(corpus("hub", name=str(tmp_path)))
 
 
 def test_mixture(tmp_path: Path) -> None:
