@@ -292,4 +292,5 @@ def _told(detail: Mapping[str, Any], names: Mapping[str, Any]) -> tuple[str, str
     needed = names.get(detail.get("ctx", {}).get("class", ""))
     if inspect.isclass(needed) and not isinstance(given, _PLAIN):
         return wrong_kind(type(given), needed)
-    return f"{given!r} is not valid: {detail['msg']}.", None
+    # Another component has no content yet that could be shown.
+    return f"{(given if isinstance(given, _PLAIN) else type(given).__name__)!r} is not valid: {detail['msg']}.", None

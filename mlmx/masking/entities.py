@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmx.masking.select import one_token_each, random_units
+from mlmx.masking.select import fixed, one_token_each, random_units
 from mlmx.masking.units import Draws, Rows, Selection, Units, budgets, first_of_rows, random_order, row_sums
+from mlmx.schedules import Schedule
 
 ENTITY, ENTITY_START = "entity", "entity_start"
 
@@ -54,7 +55,7 @@ class EntitiesFirst:
     """
 
     types: tuple[UnitType, ...]
-    ratio: float
+    ratio: float | Schedule
     count_specials: bool
     rule: Literal["word", "span"]
     order: Literal["shared", "by_type"]
@@ -64,7 +65,7 @@ class EntitiesFirst:
     def __call__(self, rows: Rows, draws: Draws) -> Selection:
         units, types = self._units(rows)
         select = draws.of("select", units.row, units.index)
-        budget = budgets(rows.lengths if self.count_specials else units.num_tokens(rows), self.ratio)
+        budget = budgets(rows.lengths if self.count_specials else units.num_tokens(rows), fixed(self.ratio))
         capped = self._capped(units, types, select, len(budget))
         untyped = capped == len(self.types)
         # In each row the units with a type come first, all in one random order or type by type, and then the others.

@@ -7,18 +7,26 @@ Each policy is a pure function of rows and their random choices, which are keyed
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlmx.keyed import integers, uniform
 from mlmx.masking.units import Draws, Rows, Selection, Units, budgets, first_of_rows, random_order, sums_before
+from mlmx.schedules import Schedule, known_progress
 
 
 class Policy(Protocol):
-    """Selects the tokens to predict."""
+    """Selects the tokens to predict; a dataclass.
+
+    Attributes:
+        ratio: how many tokens, about; what it is at a progress where it is a schedule: see :func:`at_progress`.
+    """
+
+    @property
+    def ratio(self) -> float | Schedule: ...
 
     def __call__(self, rows: Rows, draws: Draws) -> Selection:
         """Return the selection.
@@ -29,27 +37,48 @@ class Policy(Protocol):
         """
 
 
+AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
+
+
+def at_progress(policy: AnyPolicy, progress: float | None) -> AnyPolicy:
+    """Return a policy whose ratio is a number: that of its schedule at a progress, if it has one.
+
+    Raises:
+        UserError: if it has one, and the progress is None: not known when batches are made.
+    """
+    if not isinstance(policy.ratio, Schedule):
+        return policy
+    now: AnyPolicy = replace(policy, ratio=policy.ratio.at(known_progress(progress, "objective")))  # type: ignore[type-var]
+    return now
+
+
+def fixed(ratio: float | Schedule) -> float:
+    """Return a ratio that is a number."""
+    assert not isinstance(ratio, Schedule), "at_progress comes first"
+    return ratio
+
+
 @dataclass(frozen=True, slots=True)
 class BernoulliTokens:
     """Each token by itself with probability ``ratio``; short rows may select nothing."""
 
-    ratio: float
+    ratio: float | Schedule
 
     def __call__(self, rows: Rows, draws: Draws) -> Selection:
         # Drawn for special tokens too: that is quicker than leaving them out.
         drawn = uniform(draws.of("select", rows.row_of_token, rows.places))
-        return Selection.of(rows, ((drawn < self.ratio) & (rows.words >= 0)).nonzero()[0])
+        return Selection.of(rows, ((drawn < fixed(self.ratio)) & (rows.words >= 0)).nonzero()[0])
 
 
 @dataclass(frozen=True, slots=True)
 class ExactTokens:
     """In each row ``max(1, round(ratio * length))`` tokens, all subsets equally likely; ``length`` counts ordinary tokens only."""
 
-    ratio: float
+    ratio: float | Schedule
 
     def __call__(self, rows: Rows, draws: Draws) -> Selection:
         tokens = Units.tokens(rows)
-        budget = budgets(tokens.num_tokens(rows), self.ratio)
+        budget = budgets(tokens.num_tokens(rows), fixed(self.ratio))
         chosen = random_units(tokens, draws.of("select", tokens.row, tokens.index), budget)
         chosen.sort()
         return Selection.of(rows, tokens.first[chosen])
@@ -66,7 +95,7 @@ class WholeWords:
             probability (missing tokens / its tokens), so that the expected number of tokens equals the budget.
     """
 
-    ratio: float
+    ratio: float | Schedule
     count_specials: bool
     last_word: Literal["overshoot", "fair"]
 
@@ -74,7 +103,7 @@ class WholeWords:
         words = Units.words(rows)
         order = random_order(words.row, draws.of("select", words.row, words.index))
         num_tokens = words.num_tokens(rows)
-        budget = budgets(rows.lengths if self.count_specials else num_tokens, self.ratio)
+        budget = budgets(rows.lengths if self.count_specials else num_tokens, fixed(self.ratio))
         # Rows stay together under the random order, so `words.row` is also the row of each word in that order.
         size = words.size[order]
         missing = (budget + sums_before(num_tokens))[words.row] - sums_before(size)
@@ -95,12 +124,12 @@ class OnePiecePerWord:
         count_specials: whether the row length counts special tokens.
     """
 
-    ratio: float
+    ratio: float | Schedule
     count_specials: bool
 
     def __call__(self, rows: Rows, draws: Draws) -> Selection:
         words = Units.words(rows)
-        budget = budgets(rows.lengths if self.count_specials else words.num_tokens(rows), self.ratio)
+        budget = budgets(rows.lengths if self.count_specials else words.num_tokens(rows), fixed(self.ratio))
         chosen = random_units(words, draws.of("select", words.row, words.index), budget)
         chosen.sort()
         return Selection.of(rows, one_token_each(words, chosen, draws))

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlmx.keyed import uniform
+from mlmx.masking.select import fixed
 from mlmx.masking.units import Draws, Rows, Selection, Units, random_order, ranges, sums_before
+from mlmx.schedules import Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class GeometricSpans:
             the last span is cut at the budget, within a word if need be.
     """
 
-    ratio: float
+    ratio: float | Schedule
     geometric_p: float
     max_words: int
     parity: Literal["paper", "released_code"]
@@ -44,7 +46,7 @@ class GeometricSpans:
         num_words = self._lengths(draws.of("length", row, anchors.index[order]))
         word_of_token = (words.first.searchsorted(np.arange(len(rows.words)), side="right") - 1).astype(np.int64)
         last_word = _last_reached(words)
-        missing = np.ceil(self.ratio * words.num_tokens(rows)).astype(np.int64)
+        missing = np.ceil(fixed(self.ratio) * words.num_tokens(rows)).astype(np.int64)
         selected = np.zeros(len(rows.words), bool)
         while len(row):
             # Each row that is not done gives its next anchor: one span per row and round.

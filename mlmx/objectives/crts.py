@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlmx.build import NonNegativeFloat, Ratio
+from mlmx.build import NonNegativeFloat
 from mlmx.data.batch import Batch, BatchContext, Collator, packed_batch
 from mlmx.data.rows import CorpusInfo, TokenRows
 from mlmx.data.token_clusters import TokenClusters
@@ -22,8 +22,10 @@ from mlmx.masking.units import Draws
 from mlmx.models.detection import DetectionHead, detection_loss, detection_metrics
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops, num_linear_weights
+from mlmx.objectives.masked import ratio_metric, select
 from mlmx.objectives.objective import Objective, Output
 from mlmx.objectives.rts import initial_range
+from mlmx.schedules import ScheduledRatio
 from mlmx.training.parallel import current
 
 
@@ -46,10 +48,10 @@ class ClusterCollator(Collator):
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         draws = Draws(context.keys)
-        selection = self.policy(rows, draws)
+        selection, scheduled = select(self.policy, rows, draws, context)
         drawn = [uniform(draws.of(stream, selection.row, selection.places)) for stream in ("sample", "random")]
         counts = {"detection": len(rows.input_ids)}
-        return packed_batch(rows, context, counts=counts, selected=selection.positions, draws=np.stack(drawn))
+        return packed_batch(rows, context, counts=counts, selected=selection.positions, draws=np.stack(drawn), **scheduled)
 
 
 class ClusterRandomTokenSubstitution(Objective):
@@ -97,7 +99,7 @@ class ClusterRandomTokenSubstitution(Objective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        replace_ratio: Ratio,
+        replace_ratio: ScheduledRatio,
         clusters: TokenClusters,
         beta: NonNegativeFloat,
         update: Literal["replaced", "all"],
@@ -150,6 +152,7 @@ class ClusterRandomTokenSubstitution(Objective):
         if self.training and batch.counted:
             self._count(originals_T, given_T, replaced_T, logits_T.detach() > 0)
         metrics = {**detection_metrics(logits_T, replaced_T), "cluster_entropy": self._entropy(batch, probabilities_KK)}
+        metrics |= ratio_metric(batch)
         return Output({"detection": detection_loss(logits_T, replaced_T)}, metrics)
 
     def shown(self, batch: Batch) -> Batch:

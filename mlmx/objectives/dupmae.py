@@ -22,6 +22,7 @@ from mlmx.models.enhanced_decoder import NormedQueriesDecoder, Parity
 from mlmx.models.flops import linear_flops, num_linear_weights
 from mlmx.objectives.objective import Output
 from mlmx.objectives.retromae import RetroMAE, RetroMAECollator
+from mlmx.schedules import ScheduledRatio
 
 _MORE_THAN_ENTRIES = 2**32  # of any vocabulary
 
@@ -85,7 +86,7 @@ class DupMAE(RetroMAE):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: Ratio,
+        mask_ratio: ScheduledRatio,
         decoder_mask_ratio: Ratio,
         decoder_weight: PositiveFloat,
         bow_weight: PositiveFloat,

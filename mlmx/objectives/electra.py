@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from mlmx.build import PositiveFloat, Ratio
+from mlmx.build import PositiveFloat
 from mlmx.data.batch import Batch
 from mlmx.data.rows import CorpusInfo, TokenRows
 from mlmx.keyed import uniform
@@ -26,9 +26,10 @@ from mlmx.models.detection import DetectionHead, detection_loss, detection_metri
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops, num_linear_weights
 from mlmx.models.generator import small_generator
-from mlmx.objectives.masked import MaskedCollator, masked_collator
+from mlmx.objectives.masked import MaskedCollator, masked_collator, ratio_metric
 from mlmx.objectives.objective import Objective, Output
 from mlmx.objectives.rts import initial_range
+from mlmx.schedules import ScheduledRatio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class Electra(Objective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: Ratio,
+        mask_ratio: ScheduledRatio,
         corruption: Corruption,
         generator_ratio: Annotated[float, Field(gt=0, le=1)],
         detection_weight: PositiveFloat,
@@ -130,6 +131,7 @@ class Electra(Objective):
         metrics = {
             "generator_accuracy": (num_right, targets.new_full((), len(targets))),
             **detection_metrics(logits_T, replaced),
+            **ratio_metric(batch),
         }
         return Output({"mlm": loss, "detection": detection_loss(logits_T, replaced)}, metrics)
 

@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from mlmx.data.rows import CorpusInfo, TokenRows
 from mlmx.data.vocabulary import Separator
 from mlmx.errors import user_error
 from mlmx.masking.corrupt import Corruption, corrupt
-from mlmx.masking.select import Policy
+from mlmx.masking.select import Policy, at_progress, fixed
 from mlmx.masking.units import Draws, Selection, run_edges
 from mlmx.models.cross_entropy import cross_entropy
 from mlmx.models.encoder import Encoder
@@ -28,7 +29,8 @@ class MaskedCollator(Collator):
     """Selects tokens by a policy and corrupts them.
 
     Adds to the batch ``selected`` (P,) int64, the positions to predict, and ``targets`` (P,) int64, the tokens that stood there;
-    with a policy that knows types of words also ``in_entities`` (P,) bool, whether the token's word has one of them.
+    with a policy that knows types of words also ``in_entities`` (P,) bool, whether the token's word has one of them; with one
+    that follows a schedule also ``mask_ratio`` (), where it stands.
 
     Attributes:
         policy: selects the tokens.
@@ -50,7 +52,7 @@ class MaskedCollator(Collator):
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         draws = Draws(context.keys)
-        selection = self.policy(rows, draws)
+        selection, scheduled = select(self.policy, rows, draws, context)
         input_ids = corrupt(
             rows.input_ids, selection, draws, corruption=self.corruption, mask_id=self.mask_id, ordinary_ids=self.ordinary_ids
         )
@@ -62,6 +64,7 @@ class MaskedCollator(Collator):
             input_ids=input_ids,
             position_ids=positions_of_sides(rows) if self.position_reset and self.view == "pair" else None,
             **arrays,
+            **scheduled,
         )
 
     def predictions(
@@ -80,8 +83,9 @@ class MaskedCollator(Collator):
 class MaskedObjective(Objective):
     """Cross-entropy of the selected tokens; what subclasses choose is the policy.
 
-    Metrics are ``accuracy``, ``selected_ratio`` (of all tokens, special ones included) and, where words are annotated,
-    ``selected_in_entities`` (the part of the selected tokens whose word has one of the objective's types).
+    Metrics are ``accuracy``, ``selected_ratio`` (of all tokens, special ones included), where words are annotated
+    ``selected_in_entities`` (the part of the selected tokens whose word has one of the objective's types), and where it follows a
+    schedule ``mask_ratio``.
 
     Attributes:
         weights: the one term, ``mlm``.
@@ -113,10 +117,27 @@ class MaskedObjective(Objective):
         metrics: dict[str, tuple[Tensor, Tensor]] = {
             "accuracy": (num_right, count),
             "selected_ratio": (count, targets.new_full((), batch.num_tokens)),
+            **ratio_metric(batch),
         }
         if (in_entities := batch.tensors.get("in_entities")) is not None:
             metrics["selected_in_entities"] = (in_entities.sum(), count)
         return Output({"mlm": loss}, metrics)
+
+
+def select(policy: Policy, rows: TokenRows, draws: Draws, context: BatchContext) -> tuple[Selection, dict[str, NDArray[Any]]]:
+    """Return what a policy selects at a batch's progress and, where it follows a schedule, what the batch holds of that.
+
+    Raises:
+        UserError: if it follows a schedule, and the progress is not known.
+    """
+    now = at_progress(policy, context.progress)
+    return now(rows, draws), {} if now is policy else {"mask_ratio": np.array(fixed(now.ratio), np.float32)}
+
+
+def ratio_metric(batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the metric ``mask_ratio`` of a batch whose policy follows a schedule."""
+    ratio = batch.tensors.get("mask_ratio")
+    return {} if ratio is None else {"mask_ratio": (ratio, torch.ones_like(ratio))}
 
 
 def masked_collator(

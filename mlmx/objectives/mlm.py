@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mlmx.build import Ratio
 from mlmx.data.rows import CorpusInfo
 from mlmx.masking.corrupt import Corruption
 from mlmx.masking.select import BernoulliTokens, ExactTokens
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.masked import MaskedObjective, masked_collator
+from mlmx.schedules import ScheduledRatio
 
 
 class MaskedLanguageModeling(MaskedObjective):
@@ -38,7 +38,7 @@ class MaskedLanguageModeling(MaskedObjective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: Ratio,
+        mask_ratio: ScheduledRatio,
         selection: Literal["bernoulli", "exact"],
         corruption: Corruption,
     ) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mlmx.build import Ratio
 from mlmx.data.rows import CorpusInfo
 from mlmx.masking.corrupt import Corruption
 from mlmx.masking.select import OnePiecePerWord
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.masked import MaskedObjective, masked_collator, resolve_view
+from mlmx.schedules import ScheduledRatio
 
 
 class OnePiecePerWordMasking(MaskedObjective):
@@ -39,7 +39,7 @@ class OnePiecePerWordMasking(MaskedObjective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: Ratio,
+        mask_ratio: ScheduledRatio,
         count_specials: bool,
         corruption: Corruption,
         view: Literal["segment", "pair", "corpus"],

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mlmx.build import NonNegativeFloat, PositiveFloat, Ratio
+from mlmx.build import NonNegativeFloat, PositiveFloat
 from mlmx.data.arrays import Arrays
 from mlmx.data.batch import Batch, BatchContext, packed_batch
 from mlmx.data.encoding import offsets_of
@@ -27,9 +27,10 @@ from mlmx.masking.select import WholeWords
 from mlmx.masking.units import Draws, ranges
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops, num_linear_weights
-from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator
+from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator, select
 from mlmx.objectives.objective import Output
 from mlmx.objectives.rts import initial_range
+from mlmx.schedules import ScheduledRatio
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class WordSetCollator(MaskedCollator):
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         draws = Draws(context.keys)
         pair = self._pair_of(rows, draws)
-        selection = self.policy(rows, draws)
+        selection, scheduled = select(self.policy, rows, draws, context)
         input_ids = corrupt(
             rows.input_ids, selection, draws, corruption=self.corruption, mask_id=self.mask_id, ordinary_ids=self.ordinary_ids
         )
@@ -95,6 +96,7 @@ class WordSetCollator(MaskedCollator):
             selected=(members.starts[member] + in_text)[there],
             targets=targets,
             pairs=np.stack([members.row[others], others]),
+            **scheduled,
         )
 
     def _pair_of(self, rows: TokenRows, draws: Draws) -> NDArray[np.int64]:
@@ -176,7 +178,7 @@ class RepresentativeWords(MaskedObjective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: Ratio,
+        mask_ratio: ScheduledRatio,
         corruption: Corruption,
         word_sets: WordSets,
         margin: PositiveFloat,

@@ -24,6 +24,7 @@ from mlmx.models.enhanced_decoder import EnhancedDecoder, Parity
 from mlmx.models.flops import linear_flops, num_linear_weights
 from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator, resolve_view
 from mlmx.objectives.objective import Output
+from mlmx.schedules import ScheduledRatio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class RetroMAE(MaskedObjective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: Ratio,
+        mask_ratio: ScheduledRatio,
         decoder_mask_ratio: Ratio,
         decoder_weight: PositiveFloat,
         parity: Parity,

@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmx.build import Ratio
 from mlmx.data.batch import Batch, BatchContext, Collator, packed_batch
 from mlmx.data.rows import CorpusInfo, TokenRows
 from mlmx.data.vocabulary import Separator
@@ -20,7 +19,9 @@ from mlmx.masking.units import Draws
 from mlmx.models.detection import DetectionHead, detection_loss, detection_metrics
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops, num_linear_weights
+from mlmx.objectives.masked import ratio_metric, select
 from mlmx.objectives.objective import Objective, Output
+from mlmx.schedules import ScheduledRatio
 
 _ALWAYS_RANDOM = Corruption(mask=0.0, random=1.0, keep=0.0)
 _NO_MASK = -1
@@ -47,14 +48,14 @@ class SubstitutionCollator(Collator):
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         draws = Draws(context.keys)
-        selection = self.policy(rows, draws)
+        selection, scheduled = select(self.policy, rows, draws, context)
         input_ids = corrupt(
             rows.input_ids, selection, draws, corruption=_ALWAYS_RANDOM, mask_id=_NO_MASK, ordinary_ids=self.ordinary_ids
         )
         chosen = np.zeros(len(input_ids), bool)
         chosen[selection.positions] = True
-        counts = {"detection": len(input_ids)}
-        return packed_batch(rows, context, counts=counts, input_ids=input_ids, replaced=input_ids != rows.input_ids, chosen=chosen)
+        arrays = {"replaced": input_ids != rows.input_ids, "chosen": chosen, **scheduled}
+        return packed_batch(rows, context, counts={"detection": len(input_ids)}, input_ids=input_ids, **arrays)
 
 
 class RandomTokenSubstitution(Objective):
@@ -80,7 +81,7 @@ class RandomTokenSubstitution(Objective):
     """
 
     def __init__(
-        self, encoder: Encoder, corpus: CorpusInfo, *, replace_ratio: Ratio, parity: Literal["paper", "released_code"]
+        self, encoder: Encoder, corpus: CorpusInfo, *, replace_ratio: ScheduledRatio, parity: Literal["paper", "released_code"]
     ) -> None:
         """Choose how many tokens are replaced.
 
@@ -104,7 +105,8 @@ class RandomTokenSubstitution(Objective):
     def forward(self, batch: Batch) -> Output:
         logits_T = self.head(self.encoder(batch))
         replaced_T = batch.tensors[self.labels]
-        return Output({"detection": detection_loss(logits_T, replaced_T)}, detection_metrics(logits_T, replaced_T))
+        metrics = {**detection_metrics(logits_T, replaced_T), **ratio_metric(batch)}
+        return Output({"detection": detection_loss(logits_T, replaced_T)}, metrics)
 
     def flops(self, batch: Batch) -> int:
         encoder = self.encoder.flops(batch)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from mlmx.build import NonNegativeFloat, Positive, Ratio
+from mlmx.build import NonNegativeFloat, Positive
 from mlmx.data.batch import Batch
 from mlmx.data.rows import CorpusInfo, TokenRows
 from mlmx.masking.corrupt import Corruption
@@ -24,6 +24,7 @@ from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops, num_linear_weights
 from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator
 from mlmx.objectives.objective import Output
+from mlmx.schedules import ScheduledRatio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class SpanMasking(MaskedObjective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: Ratio,
+        mask_ratio: ScheduledRatio,
         geometric_p: Annotated[float, Field(gt=0, lt=1)],
         max_words: Positive,
         boundary_weight: NonNegativeFloat,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mlmx.build import Ratio
 from mlmx.data.rows import CorpusInfo
 from mlmx.masking.corrupt import Corruption
 from mlmx.masking.select import BernoulliTokens, ExactTokens
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.masked import MaskedObjective, masked_collator, require_pairs
+from mlmx.schedules import ScheduledRatio
 
 
 class TranslationLanguageModeling(MaskedObjective):
@@ -41,7 +41,7 @@ class TranslationLanguageModeling(MaskedObjective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: Ratio,
+        mask_ratio: ScheduledRatio,
         selection: Literal["bernoulli", "exact"],
         corruption: Corruption,
         position_reset: bool,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mlmx.build import Ratio
 from mlmx.data.rows import CorpusInfo
 from mlmx.masking.corrupt import Corruption
 from mlmx.masking.select import WholeWords
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.masked import MaskedObjective, masked_collator
+from mlmx.schedules import ScheduledRatio
 
 
 class WholeWordMasking(MaskedObjective):
@@ -41,7 +41,7 @@ class WholeWordMasking(MaskedObjective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: Ratio,
+        mask_ratio: ScheduledRatio,
         count_specials: bool,
         last_word: Literal["overshoot", "fair"],
         corruption: Corruption,

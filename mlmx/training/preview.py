@@ -1,7 +1,7 @@
 """Shows what an objective does to a corpus: ``python -m mlmx.training.preview <stage directory> <number of examples>``.
 
 The directory needs no more than the ``config.yaml`` of a pretraining whose parents are finished. Masks are those of the first
-epoch. No weights are loaded.
+epoch, and schedules stand at their beginning. No weights are loaded.
 """
 
 # S rows, T tokens of all rows
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from mlmx.errors import UserError, user_error
 from mlmx.keyed import permutation, row_keys
 from mlmx.models.encoder import Encoder, language_model_class
 from mlmx.models.load import Pretrained, load_config, load_tokenizer
+from mlmx.objectives.composite import Composite, CompositeCollator
 from mlmx.objectives.objective import Objective
 from mlmx.stage import StageDir
 from mlmx.target import allow_package
@@ -107,6 +108,17 @@ class Preview:
         )
         return cls(objective, collator, rows, corpus, spec["seed"])
 
+    def parts(self) -> Iterator[tuple[str, Preview]]:
+        """Yield the preview of each part of an objective made of others, with its name; otherwise this one, with none."""
+        if not isinstance(self.objective, Composite):
+            yield "", self
+            return
+        assert isinstance(self.collator, CompositeCollator), "a composite's collator has its parts'"
+        for name, objective in self.objective.parts.items():
+            whole = replace(self, objective=objective, collator=self.collator.parts[name])
+            for inner, preview in whole.parts():
+                yield f"{name}/{inner}".rstrip("/"), preview
+
     def sample(self, size: int) -> NDArray[np.int64]:
         """Return the numbers of some rows, drawn from the whole corpus."""
         return permutation(len(self.rows), seed=self.seed, name="preview")[:size]
@@ -115,7 +127,7 @@ class Preview:
         """Return rows with the masks of the first epoch."""
         taken = self.rows.take(indices)
         keys = row_keys(seed=self.seed, epoch=0, row_ids=indices)
-        context = BatchContext(keys=keys)
+        context = BatchContext(keys=keys, seed=self.seed, progress=0.0)
         tensors = self.objective.shown(self.collator(taken, context)).tensors
         rows, input_ids = self.collator.arranged(taken, context), tensors["input_ids"].numpy()
         if len(input_ids) != len(rows.input_ids):
@@ -133,13 +145,16 @@ class Preview:
 
 
 def show(preview: Preview, console: Console, num_examples: int) -> None:
-    """Print examples, then the rates over a sample of rows."""
+    """Print examples, then the rates over a sample of rows; for each part of an objective made of others."""
     console.print(Text.assemble("tokens to predict: ", *_legend()))
-    for index in preview.sample(num_examples):
+    for name, part in preview.parts():
+        if name:
+            console.print(Text(f"\npart {name}", style="bold"))
+        for index in part.sample(num_examples):
+            console.print()
+            console.print(example_text(part, int(index)))
         console.print()
-        console.print(example_text(preview, int(index)))
-    console.print()
-    console.print(rate_table(preview))
+        console.print(rate_table(part))
 
 
 def example_text(preview: Preview, index: int) -> Text:

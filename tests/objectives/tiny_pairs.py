@@ -96,7 +96,7 @@ MONOLINGUAL = replace(PARALLEL, parallel=False)
 @cache
 def composed(name: str, *overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF.parent), version_base=None):
-        return OmegaConf.to_container(compose(f"objective/{name}", list(overrides)).objective)
+        return OmegaConf.to_container(compose("pretrain", [f"objective={name}", *overrides]).objective)
 
 
 def node_of(name: str, *overrides: str, **settings: Any) -> dict[str, Any]:
@@ -175,9 +175,12 @@ def make_objective(name: str, encoder=None, corpus: CorpusInfo = PARALLEL, **set
 
 
 def precise_objective(name: str) -> Objective:
-    """An objective to compare between layouts: in float64 where similarities over a small temperature magnify rounding."""
+    """An objective to compare between layouts: in float64 where rounding is magnified.
+
+    Similarities over a small temperature do that, and drawing one of many entries, of which another one comes out.
+    """
     objective = make_objective(name)
-    return objective.double() if objective.batch_coupled else objective
+    return objective.double() if objective.batch_coupled or "made_up_ratio" in node_of(name) else objective
 
 
 def rows_of(objective: Objective, num_pairs: int = 48) -> TinyRows:

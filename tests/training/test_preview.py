@@ -55,6 +55,19 @@ def printed(stage: StageDir, num_examples: int = 3) -> str:
     return console.file.getvalue()
 
 
+def test_each_part_of_an_objective_made_of_others_is_shown(prepared):
+    falling = {"_target_": "mlmx.schedules.Linear", "start": 1.0, "end": 0.0}
+    parts = {
+        "first": {"objective": component("objective/mlm.yaml", mask_ratio=falling), "weight": 1.0},
+        "second": {"objective": component("objective/tlm.yaml"), "weight": 1.0},
+    }
+    output = printed(stage_of(prepared, "sum", parts=parts))
+    assert output.index("part first") < output.index("part second")
+    rates = [line.split("│")[5].strip() for line in output.splitlines() if "ordinary tokens" in line]
+    assert rates[0] == "1.0000"
+    assert float(rates[1]) == pytest.approx(0.15, abs=0.04)
+
+
 @pytest.mark.parametrize("name", ["mlm", "lem"])
 def test_examples_and_rates(prepared, name):
     output = printed(stage_of(prepared, name))
