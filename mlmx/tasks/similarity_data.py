@@ -1,18 +1,21 @@
-"""Scored pairs of sentences: the sets of SentEval, or the scored pairs of another task."""
+"""Scored pairs of sentences: the sets of SentEval, data sets of the hub, or the scored pairs of another task."""
 
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from mlmx.data.corpora.hub import check_pinned, open_dataset
+from mlmx.data.corpora.records import field_of
 from mlmx.data.text_files import plain_or_compressed, read_lines
 from mlmx.errors import user_error
 from mlmx.tasks.glue_data import as_score
 from mlmx.tasks.sentence_data import Judged, SentenceData, tell_blank
-from mlmx.tasks.table_files import read_tsv
+from mlmx.tasks.table_files import check_columns, read_tsv
 from mlmx.tasks.task import check_splits
 
 log = logging.getLogger(__name__)
@@ -124,6 +127,60 @@ class SentEvalFiles(SimilarityData):
             if (path := plain_or_compressed(self.folder / place)) is not None:
                 return path
         raise user_error("task data.folder", f"{self.folder} holds no {places[0]}.")
+
+
+class SimilarityHub(SimilarityData):
+    """Scored pairs of the Hugging Face hub, or of a local folder that ``datasets`` can load; every pair of a split in one list.
+
+    Args:
+        name: the repository, or a local folder.
+        config: the data set's configuration; None for the one it has by default.
+        revision: a commit of the repository. None is an error unless ``name`` is a local folder: a data set that may change under
+            its name cannot be reproduced.
+        splits: which of its splits; each is a set.
+        text_columns: the two columns of the texts.
+        score_column: that of the score, on any scale.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        config: str | None,
+        revision: str | None,
+        splits: tuple[str, ...],
+        text_columns: tuple[str, str],
+        score_column: str,
+    ) -> None:
+        check_pinned(name, revision, setting="task data.revision")
+        check_splits(splits, None, where="task data.splits")
+        self.name = name
+        self.config = config
+        self.revision = revision
+        self.splits = splits
+        self.text_columns = text_columns
+        self.score_column = score_column
+
+    def load(self) -> Mapping[str, Sequence[Judged]]:
+        return {split: self._set(split) for split in self.splits}
+
+    def _set(self, split: str) -> Sequence[Judged]:
+        table = open_dataset(self.name, self.config, split=split, revision=self.revision, setting="task data.name")
+        pairs: list[Judged] = []
+        for where, record in table:
+            first, second = (field_of(record, column, where) or "" for column in self.text_columns)
+            check_columns([self.score_column], list(record), where)
+            pairs.append(Judged(str(len(pairs)), (first, second), _any_score(record[self.score_column], where)))
+        if not pairs:
+            raise user_error("task data.name", f"{table.place} is empty.")
+        tell_blank(pairs, table.place)
+        return pairs
+
+
+def _any_score(value: object, where: str) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise user_error(where, f"the score {value!r} is no number.")
 
 
 def _benchmark(path: Path) -> Iterator[Judged]:

@@ -5,6 +5,7 @@ import json
 import logging
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from mlmx.data.batch import BatchContext
 from mlmx.errors import UserError
 from mlmx.tasks.classification import CLASSIFICATION_TERM as TERM
 from mlmx.tasks.classification import SequenceClassification, predict
+from mlmx.tasks.classification_data import ClassificationHub
 from mlmx.tasks.confusion import write_confusion
 from mlmx.tasks.sentiment import Sentiment, classification_scores
 from mlmx.tasks.social_text import normalise
@@ -54,6 +56,41 @@ def task(data: dict, **settings) -> Sentiment:
 def one_file(tmp_path) -> dict:
     path = write(tmp_path / "a.jsonl.gz", rows("train", "PPNNPN") + rows("test", "PNNP") + rows("dev", "P"))
     return {"path": path, "split_column": "split"}
+
+
+def hub(folder) -> ClassificationHub:
+    names = {"name": str(folder), "config": None, "revision": None, "train": "train", "dev": None, "test": "test"}
+    return ClassificationHub(**names, text_column="text", label_column="label")
+
+
+def test_a_data_set_of_the_hub_is_read_with_the_names_of_its_classes(tmp_path, caplog):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+    for split, texts, labels in (("train", ["a", "b", None], [1, 0, 1]), ("test", ["c", "d"], [0, -1])):
+        table = datasets.Dataset.from_dict({"text": texts, "label": labels}, features=features)
+        table.to_parquet(str(tmp_path / f"{split}.parquet"))
+    with caplog.at_level(logging.WARNING):
+        examples = {split: [(one.id, one.text, one.label) for one in hub(tmp_path).load(split)] for split in ("train", "test")}
+    assert examples == {"train": [("0", "a", "good"), ("1", "b", "bad")], "test": [("0", "c", "bad")]}
+    assert "[train]: 1 lines skipped: no text" in caplog.text
+    assert "[test]: 1 lines skipped: no label" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"text": "a", "label": 0.5}, r"\[train\]:1: column 'label' holds a float; a text or an integer is needed"),
+        ({"text": "a", "labels": 1}, r"\[train\]:0: no column 'label'"),
+        ({"text": 3, "label": 1}, r"\[train\]:1: column 'text' holds a int"),
+    ],
+)
+def test_mistakes_in_a_data_set_of_the_hub_are_told_with_their_place(monkeypatch, tmp_path, record, told):
+    first = {"text": "a", "label": "1"} if "label" in record else record
+    records = datasets.IterableDataset.from_generator(lambda: iter([first, record]))
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **settings: records)
+    with pytest.raises(UserError, match=told):
+        hub(tmp_path).load("train")
+    with pytest.raises(UserError, match=r"revision: pin the commit of some/reviews"):
+        hub("some/reviews")
 
 
 def fit(objective: SequenceClassification, training_rows, steps: int = 60) -> None:

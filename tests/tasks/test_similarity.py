@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
 import logging
+import math
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from scipy.stats import pearsonr, spearmanr
 from mlmx.errors import UserError
 from mlmx.tasks.sentence_data import MicroworldJudgements
 from mlmx.tasks.similarity import Similarity
-from mlmx.tasks.similarity_data import SUBSETS, ScoredPairs, SentEvalFiles, SimilarityData
+from mlmx.tasks.similarity_data import SUBSETS, ScoredPairs, SentEvalFiles, SimilarityData, SimilarityHub
 
 WORDS = ["a", "b", "c", "d", "e"]
 
@@ -45,6 +48,33 @@ def task(data: SimilarityData, **settings) -> Similarity:
             **settings,
         }
     )
+
+
+def hub(folder, **settings) -> SimilarityHub:
+    columns = {"text_columns": ("sentence1", "sentence2"), "score_column": "score"}
+    return SimilarityHub(**{"name": str(folder), "config": None, "revision": None, "splits": ("test",), **columns, **settings})
+
+
+def test_a_data_set_of_the_hub_is_a_set_for_each_split(tmp_path):
+    for split, score in (("test", 4.5), ("dev", -7.0)):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"sentence1": "a", "sentence2": "b", "score": score}) + "\n")
+    sets = hub(tmp_path, splits=("test", "validation")).load()
+    assert {name: [(pair.id, pair.texts, pair.gold) for pair in pairs] for name, pairs in sets.items()} == {
+        "test": [("0", ("a", "b"), 4.5)],
+        "validation": [("0", ("a", "b"), -7.0)],
+    }
+    with pytest.raises(UserError, match=r"\[test\]:0: no column 'gold'"):
+        hub(tmp_path, score_column="gold").load()
+    with pytest.raises(UserError, match="revision: pin the commit of some/pairs"):
+        hub("some/pairs")
+
+
+@pytest.mark.parametrize("score", [None, True, "high", math.nan])
+def test_a_score_that_is_no_number_is_told_with_its_place(monkeypatch, tmp_path, score):
+    records = [{"sentence1": "a", "sentence2": "b", "score": score}]
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **settings: datasets.IterableDataset.from_generator(lambda: records))
+    with pytest.raises(UserError, match=rf"\[test\]:0: the score {score!r} is no number"):
+        hub(tmp_path).load()
 
 
 def test_all_subsets_of_a_year_make_one_list_without_what_nobody_judged(folder, caplog):
