@@ -23,7 +23,7 @@ _DROPPED_BITS = np.array(64 - _DRAW_BITS, np.uint64)
 _MAX_GROUPS = 1 << (63 - _DRAW_BITS)
 
 # What a random choice is about.
-Stream = Literal["select", "last", "piece", "corrupt", "random", "length", "sample", "mix", "unmask"]
+Stream = Literal["select", "last", "piece", "corrupt", "random", "length", "sample", "mix", "unmask", "tie"]
 _LINES: dict[Stream, int] = {name: line for line, name in enumerate(get_args(Stream))}
 _STREAM_NUMBERS = np.array([[stream(name)] for name in _LINES])
 
