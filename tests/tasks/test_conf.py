@@ -67,6 +67,19 @@ def test_options_without_files_are_ready_to_run(name):
             ],
         ),
         (
+            "tagging_files",
+            [
+                override
+                for split in ("train", "test")
+                for override in (
+                    f"corpus@task.tagging_files.corpora.{split}=hub_words",
+                    f"task.tagging_files.corpora.{split}.name=some/words",
+                    f"task.tagging_files.corpora.{split}.split={split}",
+                    f"task.tagging_files.corpora.{split}.revision=0123456789",
+                )
+            ],
+        ),
+        (
             "bitext_parallel",
             ["task.bitext_parallel.data.corpus.path=a.tsv", "task.bitext_parallel.data.corpus.languages=[en,de]"],
         ),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from mlmx.build import NonNegative
-from mlmx.data.corpora.sentences import Block, Sentence, SentenceCorpus, columns_of
+from mlmx.data.corpora.sentences import Block, Sentence, SentenceFiles, columns_of
 from mlmx.data.entity_schemes import Scheme
 from mlmx.errors import user_error
 
 _DOCUMENT = "-DOCSTART-"
 
 
-class ConllCorpus(SentenceCorpus):
+class ConllCorpus(SentenceFiles):
     """CoNLL column files: one token a line, a blank line after each sentence; with gold tags where there are columns for them.
 
     The text of a sentence is its tokens with spaces between.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from mlmx.data.corpora.sentences import Block, Sentence, SentenceCorpus, columns_of
+from mlmx.data.corpora.sentences import Block, Sentence, SentenceFiles, columns_of
 from mlmx.data.entity_schemes import OUTSIDE, Scheme
 from mlmx.errors import user_error
 
 _NUMBER = re.compile(r"\d+([-.]\d+)?")
 
 
-class ConllUCorpus(SentenceCorpus):
+class ConllUCorpus(SentenceFiles):
     """CoNLL-U files: sentences with their words and gold parts of speech (UPOS).
 
     A token of several syntactic words (German *zum* = *zu dem*) is one word here, with the part of speech of the first of them;

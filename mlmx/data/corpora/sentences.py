@@ -1,4 +1,4 @@
-"""Sentences written one token a line, with a blank line after each: what CoNLL formats have in common."""
+"""Sentences of words with tags: what CoNLL formats, one token a line with a blank line after each sentence, and tables share."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ NO_WORDS = "sentence without words"
 
 @dataclass(slots=True)
 class Sentence:
-    """A sentence as a file has it.
+    """A sentence as its source has it.
 
     Attributes:
-        where: its first line.
-        places: the line of each word.
+        where: its place, such as its first line.
+        places: that of each word.
         words: the words.
         spaces: for each word whether a space follows it.
-        tags: layer -> one tag per word; entities in the scheme of the file.
+        tags: layer -> one tag per word; entities in the scheme of the source.
     """
 
     where: str
@@ -39,24 +39,24 @@ class Sentence:
 
 
 class SentenceCorpus(Corpus):
-    """Files of sentences in one language; their entity tags come out in IOB2.
+    """Sentences in one language; their entity tags come out in IOB2.
 
     Args:
-        path: a file, a glob, or a list of either.
+        source: where they come from, for messages.
         language: the code of the language.
         entity_scheme: what the entity tags are written in; ``detect`` reads them once more beforehand.
     """
 
-    def __init__(self, *, path: str | list[str], language: str, entity_scheme: Scheme | Literal["detect"]) -> None:
-        self.path = path
+    def __init__(self, *, source: str, language: str, entity_scheme: Scheme | Literal["detect"]) -> None:
+        self.source = source
         self.parallel = False
         self.languages = (language,)
         self.skipped = {}
         self._scheme: Scheme | Literal["detect"] = entity_scheme
 
     @abstractmethod
-    def read(self, block: Block) -> Sentence | None:
-        """Return the sentence of a block, None if it has no words."""
+    def sentences(self) -> Iterator[Sentence | None]:
+        """Yield the sentences; None in the place of one without words."""
 
     def examples(self) -> Iterator[Example]:
         entities: EntityTags | None = None
@@ -67,7 +67,7 @@ class SentenceCorpus(Corpus):
             text, spans = join_words(sentence.words, sentence.spaces)
             yield Example(sentence.where, (Segment(text, self.languages[0], spans, sentence.tags),))
         if entities is not None:
-            entities.report(", ".join([self.path] if isinstance(self.path, str) else self.path))
+            entities.report(self.source)
 
     def _entity_scheme(self) -> Scheme:
         if self._scheme != "detect":
@@ -79,12 +79,35 @@ class SentenceCorpus(Corpus):
 
     def _sentences(self) -> Iterator[Sentence]:
         self.skipped = {}
+        for sentence in self.sentences():
+            if sentence is not None:
+                yield sentence
+            else:
+                self.skipped[NO_WORDS] = self.skipped.get(NO_WORDS, 0) + 1
+
+
+class SentenceFiles(SentenceCorpus):
+    """Files of sentences in one language.
+
+    Args:
+        path: a file, a glob, or a list of either.
+        language: the code of the language.
+        entity_scheme: what the entity tags are written in; ``detect`` reads them once more beforehand.
+    """
+
+    def __init__(self, *, path: str | list[str], language: str, entity_scheme: Scheme | Literal["detect"]) -> None:
+        source = ", ".join([path] if isinstance(path, str) else path)
+        super().__init__(source=source, language=language, entity_scheme=entity_scheme)
+        self.path = path
+
+    @abstractmethod
+    def read(self, block: Block) -> Sentence | None:
+        """Return the sentence of a block, None if it has no words."""
+
+    def sentences(self) -> Iterator[Sentence | None]:
         for file in find_files(self.path):
             for block in read_blocks(file):
-                if (sentence := self.read(block)) is not None:
-                    yield sentence
-                else:
-                    self.skipped[NO_WORDS] = self.skipped.get(NO_WORDS, 0) + 1
+                yield self.read(block)
 
 
 def read_blocks(path: Path) -> Iterator[Block]:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -306,6 +307,45 @@ def test_whatever_datasets_has_to_say_is_told(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("datasets.load_dataset", refuse)
     with pytest.raises(UserError, match=r"corpus\.name: .*\[train\] cannot be loaded: Dataset scripts are no longer"):
         texts(corpus("hub", name=str(tmp_path)))
+
+
+def test_words_of_the_hub_have_the_names_of_their_classes_as_tags(tmp_path: Path) -> None:
+    tags = datasets.List(datasets.ClassLabel(names=["O", "I-PER", "I-LOC"]))
+    words = datasets.List(datasets.Value("string"))
+    table = {"tokens": [["Anna", "B.", "naps"], [], ["Oslo"]], "ner_tags": [[1, 1, 0], [], [2]], "lang": [["en"] * 3, [], ["no"]]}
+    dataset = datasets.Dataset.from_dict(table, features=datasets.Features({"tokens": words, "ner_tags": tags, "lang": words}))
+    dataset.to_parquet(str(tmp_path / "train.parquet"))
+    source = corpus("hub_words", name=str(tmp_path), language_column="lang")
+    segments = [example.segments[0] for example in source.examples()]
+    assert [segment.text for segment in segments] == ["Anna B. naps", "Oslo"]
+    assert segments[0].words == [(0, 4), (5, 7), (8, 12)]
+    # IOB1 comes out as IOB2.
+    assert [dict(segment.tags) for segment in segments] == [
+        {"entity": ["B-PER", "I-PER", "O"], "language": ["en", "en", "en"]},
+        {"entity": ["B-LOC"], "language": ["no"]},
+    ]
+    assert source.skipped == {"sentence without words": 1}
+    with pytest.raises(UserError, match=r"corpus\.revision: pin the commit of some/words"):
+        corpus("hub_words", name="some/words")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"tokens": ["a", "b"], "ner_tags": ["O"]}, r"\[train\]:0: has 2 words and 1 tags in 'ner_tags'"),
+        ({"tokens": ["a"], "tags": ["O"]}, r"\[train\]:0: there is no column 'ner_tags'; there are tokens, tags"),
+        ({"tokens": ["a"], "ner_tags": [3]}, r"\[train\]:0: column 'ner_tags' is \[3\]; a list of texts is needed"),
+        ({"tokens": "a b", "ner_tags": ["O"]}, r"\[train\]:0: column 'tokens' is 'a b'; a list of texts is needed"),
+        (
+            {"tokens": ["a", " "], "ner_tags": ["O", "O"]},
+            r"\[train\]:0: column 'tokens' is .*; a list of texts .* none of them blank",
+        ),
+    ],
+)
+def test_bad_words_of_the_hub(tmp_path: Path, record: dict[str, Any], message: str) -> None:
+    (tmp_path / "train.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(UserError, match=message):
+        texts(corpus("hub_words", name=str(tmp_path)))
 
 
 def test_mixture(tmp_path: Path) -> None:
