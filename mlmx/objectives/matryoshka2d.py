@@ -120,22 +120,18 @@ class Matryoshka2d(SubmodelContrast):
             raise user_error("objective.width_step", message)
         self.weights = {**dict.fromkeys(terms, 1.0), "kl": kl_weight}
         self.detach_teacher = detach_teacher
-        views = super().collator()
-        self._parts_collator = Matryoshka2dCollator(
-            **{name: getattr(views, name) for name in asdict(views)},
+        self._collator = Matryoshka2dCollator(
+            **{name: getattr(self._collator, name) for name in asdict(self._collator)},
             num_layers=encoder.num_layers,
             hidden_size=encoder.hidden_size,
             width_step=width_step,
         )
 
-    def collator(self) -> Matryoshka2dCollator:
-        return self._parts_collator
-
     def forward(self, batch: Batch) -> Output:
         views = self.views(batch, range(1, self.encoder.num_layers + 1))
         layer, width = batch.tensors["part"]
         # Chosen and cut by tensors, on the device, which nobody then has to wait for.
-        layers = torch.stack([layer.new_tensor(self.encoder.num_layers), layer]) - 1
+        layers = torch.stack([layer.new_full((), self.encoder.num_layers), layer]) - 1
         first, second, candidates = (x.index_select(1, layers) for x in (views.first, views.second, views.candidates))
         kept_D = torch.arange(first.shape[-1], device=first.device) < width
         logits = {

@@ -153,7 +153,7 @@ class Mirror(Objective):
             # Another process has these examples, and everybody sees them there.
             vectors_ND = vectors_ND[:0]
         loss, num_right = other_views(vectors_ND, temperature=self.temperature)
-        return Output({TERM: loss}, {"accuracy": (num_right, num_right.new_tensor(len(vectors_ND)))})
+        return Output({TERM: loss}, {"accuracy": (num_right, num_right.new_full((), len(vectors_ND)))})
 
 
 def other_views(rows_ND: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:

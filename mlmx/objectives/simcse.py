@@ -101,7 +101,7 @@ class SimCSE(Objective):
             # Another process has these examples, and everybody sees them there.
             vectors_VSD = vectors_VSD[:, :0]
         loss, num_right = second_views(*vectors_VSD, temperature=self.temperature)
-        return Output({TERM: loss}, {"accuracy": (num_right, num_right.new_tensor(vectors_VSD.shape[1]))})
+        return Output({TERM: loss}, {"accuracy": (num_right, num_right.new_full((), vectors_VSD.shape[1]))})
 
     def flops(self, batch: Batch) -> int:
         encoder = self.encoder.flops(batch)

@@ -171,7 +171,7 @@ class StarbucksSMAE(MaskedObjective):
         terms = {term: torch.stack([of_one[term][0] for of_one in outputs.values()]).sum() for term in self.weights}
         right = {term: torch.stack([of_one[term][1] for of_one in outputs.values()]) for term in self.weights}
         counts = {"mlm": len(batch.tensors["selected"]), "decoder": len(batch.tensors["decoded"])}
-        count = {term: right[term].new_tensor(number) for term, number in counts.items()}
+        count = {term: right[term].new_full((), number) for term, number in counts.items()}
         metrics = {
             "accuracy": (right["mlm"].sum(), len(outputs) * count["mlm"]),
             "decoder_accuracy": (right["decoder"].sum(), len(outputs) * count["decoder"]),

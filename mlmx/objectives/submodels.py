@@ -25,8 +25,8 @@ from mlmx.objectives.views import EqualViews, Positives, ViewsCollator, require_
 Similarity = Literal["cosine", "dot"]
 KLOn = Literal["scores", "coordinates"]
 
-
 _LEAST_WIDTH = 8
+"""The narrowest vector that is trained where nobody names one, as in the first release of 2D Matryoshka embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def choice_loss(logits_SM: Tensor, targets_S: Tensor) -> Tensor:
 
 def num_right(logits_SM: Tensor, targets_S: Tensor) -> tuple[Tensor, Tensor]:
     """Return how many examples are nearest to their own second view, and how many there are."""
-    return (logits_SM.argmax(dim=1) == targets_S).sum(), targets_S.new_tensor(len(targets_S))
+    return (logits_SM.argmax(dim=1) == targets_S).sum(), targets_S.new_full((), len(targets_S))
 
 
 def divergence(teacher: Tensor, student: Tensor, *, detach: bool) -> Tensor:
