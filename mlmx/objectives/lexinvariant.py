@@ -26,7 +26,7 @@ class LexinvariantLanguageModeling(Objective):
     metric is ``accuracy``.
 
     Source:
-        Huang et al. 2023, Lexinvariant Language Models, NeurIPS, arXiv:2305.16349, section 2. There is no released code.
+        Huang et al. 2023, Lexinvariant Language Models, NeurIPS, arXiv:2305.16349, section 2. No released code was found.
 
     Terms:
         ``clm``: sum over all tokens i but the first of each row of -log p(x_i | those before it), nats, with p the softmax over the

@@ -65,7 +65,7 @@ class PositionPrediction(Objective):
 
     Source:
         Zhai et al. 2022, Position Prediction as an Effective Pretraining Strategy (MP3), arXiv:2207.07611, section 3: of images and
-        speech; there is no text and no released code.
+        speech, not of text; no released code was found.
 
     Terms:
         ``position``: sum over the ordinary tokens i of -log p(place of i | the visible tokens and i itself), nats, among the places
