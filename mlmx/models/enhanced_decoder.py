@@ -1,6 +1,6 @@
 """The enhanced decoding of RetroMAE: each position rebuilds its token from the text's vector and a context of its own."""
 
-# S rows, T tokens of all rows, N rows of one length, L their length, D width
+# S rows, T tokens of all rows, N rows of one length, L their length, C contexts of a row, D width
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class EnhancedDecoder(nn.Module):
         rebuilt_TD: Tensor = self.layer(
             rows.sort(self.queries(of_rows_TD, positions_TD)), rows.sort(source_TD), rows, self._visible(batch, rows)
         )
-        return rebuilt_TD[rows.places]
+        return rebuilt_TD.index_select(0, rows.places)
 
     def queries(self, vectors_TD: Tensor, positions_TD: Tensor) -> Tensor:
         """Return the queries (T, D) of texts' vectors and positions."""
@@ -115,30 +115,33 @@ def contexts(keys_N: Tensor, words_NL: Tensor, mask_ratio: float, parity: Parity
             has ``min(L, 256)`` contexts, of which each position takes one at random; in a context whole words are hidden, in random
             order until the part is reached.
     """
-    length = words_NL.shape[1]
-    places_L = torch.arange(length, device=words_NL.device)
+    places_L = torch.arange(words_NL.shape[1], device=words_NL.device)
     special_NL = words_NL < 0
     keys_N = fold(keys_N, stream("context"))
     if parity == "paper":
-        hidden = uniform(_pairs(keys_N, places_L[None], places_L[None])) < mask_ratio
+        hidden_NLL = uniform(_pairs(keys_N, places_L[None], places_L[None])) < mask_ratio
     else:
-        num_contexts = min(length, _MAX_CONTEXTS)
-        numbers_NC = places_L[None, :num_contexts]
-        draws_NCL = uniform(_pairs(keys_N, numbers_NC, words_NL)).masked_fill(special_NL[:, None], 1.0)
-        budget_N = (~special_NL).sum(1) * mask_ratio
-        # All tokens of a word have the same draw: in the order of draws, words are hidden until the budget is met. The word that
-        # reaches past it is hidden with the probability that makes the part right on average.
-        sorted_NCL = draws_NCL.sort(-1).values
-        before_NCL, through_NCL = (torch.searchsorted(sorted_NCL, draws_NCL, right=right) for right in (False, True))
-        last_NCL = uniform(_pairs(fold(keys_N, stream("last")), numbers_NC, words_NL))
-        of_contexts = before_NCL + last_NCL * (through_NCL - before_NCL) < budget_N[:, None, None]
-        chosen_NL = integers(end_fold(begin_fold(fold(keys_N, stream("choice")))[:, None], places_L[None]), num_contexts)
-        hidden = of_contexts.gather(1, chosen_NL[:, :, None].expand(-1, -1, length))
-    visible = ~hidden | special_NL[:, None]
-    visible |= places_L == 0
-    visible &= places_L[:, None] != places_L
-    visible[:, 0, 0] = True
-    return visible
+        contexts_NCL = _hidden_words(keys_N, words_NL, mask_ratio, min(len(places_L), _MAX_CONTEXTS))
+        keys_NL = end_fold(begin_fold(fold(keys_N, stream("choice")))[:, None], places_L[None])
+        chosen_NL = integers(keys_NL, contexts_NCL.shape[1])
+        hidden_NLL = contexts_NCL.gather(1, chosen_NL[:, :, None].expand(-1, -1, len(places_L)))
+    visible_NLL = ~hidden_NLL | special_NL[:, None] | (places_L == 0)
+    visible_NLL &= places_L[:, None] != places_L
+    visible_NLL[:, 0, 0] = True
+    return visible_NLL
+
+
+def _hidden_words(keys_N: Tensor, words_NL: Tensor, mask_ratio: float, num_contexts: int) -> Tensor:
+    # (N, C, L): in each context words are hidden in the order of draws, which all tokens of a word share, until the budget is met.
+    # The word that reaches past it is hidden with the probability that makes the part right on average.
+    numbers_NC = torch.arange(num_contexts, device=words_NL.device)[None]
+    special_NL = words_NL < 0
+    draws_NCL = uniform(_pairs(keys_N, numbers_NC, words_NL)).masked_fill(special_NL[:, None], 1.0)
+    sorted_NCL = draws_NCL.sort(-1).values
+    before_NCL, through_NCL = (torch.searchsorted(sorted_NCL, draws_NCL, right=right) for right in (False, True))
+    last_NCL = uniform(_pairs(fold(keys_N, stream("last")), numbers_NC, words_NL))
+    budget_N = (~special_NL).sum(1) * mask_ratio
+    return before_NCL + last_NCL * (through_NCL - before_NCL) < budget_N[:, None, None]
 
 
 def _pairs(keys_N: Tensor, first_NI: Tensor, second_NJ: Tensor) -> Tensor:
