@@ -64,7 +64,7 @@ class EntitiesFirst:
 
     def __call__(self, rows: Rows, draws: Draws) -> Selection:
         units, types = self._units(rows)
-        select = draws.of("select", units.row, units.index)
+        select = draws.order(units)
         budget = budgets(rows.lengths if self.count_specials else units.num_tokens(rows), fixed(self.ratio))
         capped = self._capped(units, types, select, len(budget))
         untyped = capped == len(self.types)

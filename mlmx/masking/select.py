@@ -48,6 +48,8 @@ def at_progress(policy: AnyPolicy, progress: float | None) -> AnyPolicy:
     """
     if not isinstance(policy.ratio, Schedule):
         return policy
+    if isinstance(policy, FrequencyWeighted):
+        return replace(policy, policy=at_progress(policy.policy, progress))
     now: AnyPolicy = replace(policy, ratio=policy.ratio.at(known_progress(progress, "objective")))  # type: ignore[type-var]
     return now
 
@@ -60,14 +62,22 @@ def fixed(ratio: float | Schedule) -> float:
 
 @dataclass(frozen=True, slots=True)
 class BernoulliTokens:
-    """Each token by itself with probability ``ratio``; short rows may select nothing."""
+    """Each token by itself with probability ``ratio``; short rows may select nothing.
+
+    Where tokens have weights, that probability is multiplied by the token's weight over the mean weight of its row's ordinary
+    tokens, and is at most 1.
+    """
 
     ratio: float | Schedule
 
     def __call__(self, rows: Rows, draws: Draws) -> Selection:
         # Drawn for special tokens too: that is quicker than leaving them out.
         drawn = uniform(draws.of("select", rows.row_of_token, rows.places))
-        return Selection.of(rows, ((drawn < fixed(self.ratio)) & (rows.words >= 0)).nonzero()[0])
+        ordinary = rows.words >= 0
+        limit: float | NDArray[np.float64] = fixed(self.ratio)
+        if draws.weights is not None:
+            limit = limit * (draws.weights / row_means(rows, draws.weights, ordinary)[rows.row_of_token])
+        return Selection.of(rows, ((drawn < limit) & ordinary).nonzero()[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +89,7 @@ class ExactTokens:
     def __call__(self, rows: Rows, draws: Draws) -> Selection:
         tokens = Units.tokens(rows)
         budget = budgets(tokens.num_tokens(rows), fixed(self.ratio))
-        chosen = random_units(tokens, draws.of("select", tokens.row, tokens.index), budget)
+        chosen = random_units(tokens, draws.order(tokens), budget)
         chosen.sort()
         return Selection.of(rows, tokens.first[chosen])
 
@@ -101,7 +111,7 @@ class WholeWords:
 
     def __call__(self, rows: Rows, draws: Draws) -> Selection:
         words = Units.words(rows)
-        order = random_order(words.row, draws.of("select", words.row, words.index))
+        order = random_order(words.row, draws.order(words))
         num_tokens = words.num_tokens(rows)
         budget = budgets(rows.lengths if self.count_specials else num_tokens, fixed(self.ratio))
         # Rows stay together under the random order, so `words.row` is also the row of each word in that order.
@@ -130,9 +140,37 @@ class OnePiecePerWord:
     def __call__(self, rows: Rows, draws: Draws) -> Selection:
         words = Units.words(rows)
         budget = budgets(rows.lengths if self.count_specials else words.num_tokens(rows), fixed(self.ratio))
-        chosen = random_units(words, draws.of("select", words.row, words.index), budget)
+        chosen = random_units(words, draws.order(words), budget)
         chosen.sort()
         return Selection.of(rows, one_token_each(words, chosen, draws))
+
+
+@dataclass(frozen=True)
+class FrequencyWeighted:
+    """What another policy selects where tokens are not equally likely to be selected.
+
+    Attributes:
+        policy: the other one.
+        weights: (V,) weight of each token id, above 0.
+    """
+
+    policy: Policy
+    weights: NDArray[np.float64]
+
+    @property
+    def ratio(self) -> float | Schedule:
+        return self.policy.ratio
+
+    def __call__(self, rows: Rows, draws: Draws) -> Selection:
+        return self.policy(rows, draws.weighted(self.weights[rows.input_ids]))
+
+
+def row_means(rows: Rows, values: NDArray[np.float64], counted: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return (S,) the mean over each row of the values (T,) of those tokens that are counted (T,); 1 where none is."""
+    row, num_rows = rows.row_of_token[counted], len(rows.lengths)
+    sums = np.bincount(row, weights=values[counted], minlength=num_rows)
+    nums = np.bincount(row, minlength=num_rows)
+    return np.where(nums > 0, sums, 1.0) / np.maximum(nums, 1)
 
 
 def random_units(units: Units, drawn: NDArray[np.int64], num: NDArray[np.int64]) -> NDArray[np.int64]:

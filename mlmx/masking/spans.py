@@ -41,7 +41,7 @@ class GeometricSpans:
         words = Units.words(rows)
         anchors = words if self.parity == "paper" else Units.tokens(rows)
         # Drawing again whenever the drawn anchor is selected is to go through all anchors in random order, without the selected.
-        order = random_order(anchors.row, draws.of("select", anchors.row, anchors.index))
+        order = random_order(anchors.row, draws.order(anchors))
         first, row = anchors.first[order], anchors.row[order]
         num_words = self._lengths(draws.of("length", row, anchors.index[order]))
         word_of_token = (words.first.searchsorted(np.arange(len(rows.words)), side="right") - 1).astype(np.int64)

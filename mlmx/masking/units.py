@@ -9,18 +9,21 @@ calls: what follows from where rows begin is worked out once, by the rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmx.keyed import begin_fold, end_fold, fold, stream
+from mlmx.keyed import begin_fold, end_fold, fold, stream, uniform
 
 # A draw keeps 40 of its 64 bits, so that it shares a sort key with the group's number; ties are broken by position.
 _DRAW_BITS = 40
 _DROPPED_BITS = np.array(64 - _DRAW_BITS, np.uint64)
 _MAX_GROUPS = 1 << (63 - _DRAW_BITS)
+# The largest float64 below 2**64.
+_LARGEST = float(2**64 - 2**11)
 
 # What a random choice is about.
 Stream = Literal["select", "last", "piece", "corrupt", "random", "length", "sample", "mix", "unmask", "tie"]
@@ -30,6 +33,10 @@ _STREAM_NUMBERS = np.array([[stream(name)] for name in _LINES])
 
 class Rows(Protocol):
     """What masking reads of rows; ``mlmx.data.rows.TokenRows`` is one."""
+
+    @property
+    def input_ids(self) -> NDArray[np.int64]:
+        """(T,) token ids."""
 
     @property
     def words(self) -> NDArray[np.int32]:
@@ -99,9 +106,34 @@ class Draws:
     for all streams together.
     """
 
+    # (T,) how likely each token is to be selected, beside the others of its row; None: all are equally likely.
+    weights: NDArray[np.float64] | None = None
+
     def __init__(self, keys: NDArray[np.int64]) -> None:
         """Take the key of each row (S,)."""
         self._begun = begin_fold(fold(keys, _STREAM_NUMBERS))
+
+    def weighted(self, weights: NDArray[np.float64]) -> Draws:
+        """Return the same choices, but for tokens (T,) that are not equally likely to be selected; weights are above 0."""
+        draws = copy(self)
+        draws.weights = weights
+        return draws
+
+    def order(self, units: Units) -> NDArray[np.int64]:
+        """Return one key for each unit, by which :func:`random_order` orders them.
+
+        Where tokens have weights, the next unit is at each point one of those that are left with a probability proportional to the
+        mean weight of its tokens (Efraimidis and Spirakis 2006, with exponential waiting times).
+        """
+        drawn = self.of("select", units.row, units.index)
+        if self.weights is None:
+            return drawn
+        sums = np.concatenate([[0.0], self.weights.cumsum()])
+        weights = (sums[units.first + units.size] - sums[units.first]) / units.size
+        waiting = -np.log1p(-uniform(drawn)) / weights
+        # Any rising function to 64 bits; this one keeps apart what is far from 0 and 1.
+        keys: NDArray[np.int64] = (waiting / (waiting + 1.0) * _LARGEST).astype(np.uint64).view(np.int64)
+        return keys
 
     def of(self, name: Stream, row: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return one key each for some units: tokens, words or spans.

@@ -1,0 +1,47 @@
+"""What objectives around another objective share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlmx.data.batch import Batch, Collator
+from mlmx.objectives.objective import Objective, Output
+
+
+class Wrapper(Objective):
+    """Another objective, as it is; subclasses change something of it.
+
+    Attributes:
+        inner: the other objective.
+    """
+
+    def __init__(self, inner: Objective) -> None:
+        """Keep the other objective."""
+        super().__init__()
+        self.encoder = inner.encoder
+        self.inner = inner
+        self.weights = inner.weights
+        self.batch_coupled = inner.batch_coupled
+
+    def collator(self) -> Collator:
+        return self.inner.collator()
+
+    def forward(self, batch: Batch) -> Output:
+        output: Output = self.inner(batch)
+        return output
+
+    def weights_of(self, batch: Batch) -> Mapping[str, float]:
+        return self.inner.weights_of(batch)
+
+    def flops(self, batch: Batch) -> int:
+        return self.inner.flops(batch)
+
+    def shown(self, batch: Batch) -> Batch:
+        return self.inner.shown(batch)
+
+    def after_step(self, step: int) -> None:
+        self.inner.after_step(step)
+
+    def export(self, folder: Path) -> None:
+        self.inner.export(folder)
