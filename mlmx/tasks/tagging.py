@@ -41,7 +41,7 @@ class Tagged:
 
 
 class Tagging(Task):
-    """Tagging of parts of speech, named entities or languages by fine-tuning: accuracy over words, and strict F1 of entities.
+    """Tagging of parts of speech, named entities or languages: accuracy over words, strict F1 of entities, F1 of each language.
 
     An entity is found where its first word, last word and class are right; an ``I-`` tag that continues nothing begins an entity,
     as in the evaluation of CoNLL-2003. Whatever scheme the corpora write, tags are those of IOB2, token accuracy too. The trivial
@@ -178,6 +178,8 @@ class Tagging(Task):
                     "entity_recall": [num_hits, num_gold],
                     "entity_f1": [2 * num_hits, num_found + num_gold],
                 }
+            if self.layer == "language":
+                ratios |= tag_ratios(sentence.tags, predicted, self.labels)
             record = {"id": str(number), "where": sentence.where, "split": split, "predicted": predicted}
             records.append({**record, "ratios": ratios, "texts": [sentence.text]})
         return records
@@ -195,6 +197,20 @@ def most_frequent_tags(sentences: Sequence[Tagged]) -> defaultdict[str, str]:
             counts[word][tag] += 1
     ((commonest, _),) = Counter(tag for sentence in sentences for tag in sentence.tags).most_common(1)
     return defaultdict(lambda: commonest, {word: of_word.most_common(1)[0][0] for word, of_word in counts.items()})
+
+
+def tag_ratios(gold: Sequence[str], predicted: Sequence[str], tags: Sequence[str]) -> dict[str, list[int]]:
+    """Return what a sentence adds to precision, recall and F1 of each tag, for ``ratio_scores``."""
+    ratios: dict[str, list[int]] = {}
+    for tag in tags:
+        num_hits = sum(one == other == tag for one, other in zip(gold, predicted, strict=True))
+        num_found, num_gold = list(predicted).count(tag), list(gold).count(tag)
+        ratios |= {
+            f"{tag}_precision": [num_hits, num_found],
+            f"{tag}_recall": [num_hits, num_gold],
+            f"{tag}_f1": [2 * num_hits, num_found + num_gold],
+        }
+    return ratios
 
 
 def strict_entities(gold: Sequence[str], predicted: Sequence[str]) -> tuple[int, int, int]:

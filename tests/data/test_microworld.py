@@ -61,6 +61,25 @@ def test_the_views_tell_the_same_sentences(pairs: list[Example]) -> None:
     assert [example.segments[::-1] for example in swapped.examples()] == [pair.segments for pair in pairs[:50]]
 
 
+def test_code_mixed_sentences_tell_the_language_of_each_words_stem(world: World) -> None:
+    corpus = MicroworldCorpus(**{**SETTINGS, "num_pairs": 300, "view": "code_mixed"})
+    segments = [example.segments[0] for example in corpus.examples()]
+    assert (len(corpus), corpus.parallel, len(segments)) == (300, False, 300)
+    assert [segment.language for segment in segments[:4]] == ["qla", "qka", "qla", "qka"]
+    found: Counter[tuple[str, str]] = Counter()
+    for segment in segments:
+        assert segment.words is not None
+        for (start, end), pos, language in zip(segment.words, segment.tags["pos"], segment.tags["language"], strict=True):
+            word = segment.text[start:end]
+            assert (language == "other") == (pos in ("NUM", "PUNCT")) == (not word[0].isalpha())
+            if language != "other":
+                # A stem is written in the letters of its language, whatever ending the sentence gives it.
+                assert language == ("qla" if word[0].isascii() else "qka"), word
+                found["own" if language == segment.language else "borrowed", pos] += 1
+    assert found["borrowed", "PROPN"] == 0 < found["own", "PROPN"]
+    assert 0.3 < found["borrowed", "VERB"] / (found["borrowed", "VERB"] + found["own", "VERB"]) < 0.5
+
+
 def test_all_wrong_settings_are_named_at_once() -> None:
     with pytest.raises(UserError) as raised:
         MicroworldCorpus(seed=0, num_pairs=0, split="trian", view="paralel", languages=["qla", "en"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from nervaluate import Evaluator
+from sklearn.metrics import precision_recall_fscore_support
 from tokenizers import normalizers
 from transformers import AutoModelForTokenClassification
 
@@ -16,7 +17,7 @@ from mlmx.data.corpus import Segment
 from mlmx.data.rows_from_text import IGNORED
 from mlmx.errors import UserError
 from mlmx.models.load import load_encoder
-from mlmx.tasks.tagging import Tagging, strict_entities
+from mlmx.tasks.tagging import Tagging, strict_entities, tag_ratios
 from mlmx.tasks.task import ratio_scores
 from mlmx.tasks.token_classification import TERM, predict_words
 
@@ -177,9 +178,26 @@ def test_languages_of_words_beside_the_most_frequent_one(tmp_path, make_encoder)
     tagging = task(tmp_path, layer="language", corpora=corpora)
     evaluation = tagging.evaluate(tagging.objective(make_encoder(WORDS)))
     assert tagging.labels == ("EN", "HI")
-    (score,) = evaluation.scores
+    score, *of_languages = evaluation.scores
+    assert {score.metric for score in of_languages} == {
+        f"{tag}_{metric}" for tag in ("EN", "HI") for metric in ("precision", "recall", "f1")
+    }
     # Word by word: in is mostly EN, Anna HI; lives is new, and most words of the training are EN.
     assert (score.metric, score.num_examples, score.trivial) == ("token_accuracy", 3, pytest.approx(2 / 3))
+
+
+def test_f1_of_each_language_is_that_of_scikit_learn():
+    tags = ("EN", "HI", "other")
+    gold, predicted = (np.random.default_rng(seed).choice(tags, 60).tolist() for seed in (0, 1))
+    predicted[7] = ""  # a word without pieces
+    records = [
+        {"split": "test", "ratios": tag_ratios(gold[i : i + 20], predicted[i : i + 20], tags)} for i in range(0, 60, 20)
+    ]  # of three sentences
+    expected = precision_recall_fscore_support(gold, predicted, labels=tags, zero_division=0)
+    scores = {score.metric: score for score in ratio_scores(records, task="t")}
+    for values, metric in zip(expected, ("precision", "recall", "f1"), strict=False):
+        assert [scores[f"{tag}_{metric}"].value for tag in tags] == pytest.approx(values.tolist(), abs=1e-6)
+    assert [scores[f"{tag}_f1"].num_examples for tag in tags] == expected[3].tolist()
 
 
 def test_tags_of_treebanks(tmp_path, make_encoder):

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 from mlmx.data.corpus import Corpus, Example, Segment
-from mlmx.data.microworld.grammar import Rendering, render
+from mlmx.data.microworld.grammar import Rendering, other_language, render, render_mixed
 from mlmx.data.microworld.lexicon import LANGUAGES
+from mlmx.data.microworld.tasks import borrows_word
 from mlmx.data.microworld.world import SPLITS, World
 from mlmx.errors import Problem, UserError, nearest
 
-VIEWS = ("parallel", "monolingual")
+VIEWS = ("parallel", "monolingual", "code_mixed")
+
+NO_LANGUAGE = "other"
+"""The language of numbers and punctuation in code-mixed sentences."""
 
 
 class MicroworldCorpus(Corpus):
@@ -19,10 +25,11 @@ class MicroworldCorpus(Corpus):
 
     Args:
         seed: of the world and its languages, not of the run: corpora and tasks with the same seed speak the same languages.
-        num_pairs: how many events are told, each in both languages; at least 1.
+        num_pairs: how many events are told, each in both languages (code-mixed: once); at least 1.
         split: ``train``, ``dev`` or ``test``. No sentence of one is in another.
         view: ``parallel``: an example is an event in both languages; ``monolingual``: each sentence is an example of its own, so
-            that the data is the same but for the pairing.
+            that the data is the same but for the pairing; ``code_mixed``: the events in the languages in turn, two words in five
+            borrowed from the other one, with the language of each word's stem as a further layer of tags.
         languages: their codes, first side first: ``qla`` and ``qka``, or one of them if monolingual.
 
     Raises:
@@ -50,13 +57,19 @@ class MicroworldCorpus(Corpus):
         self.languages = tuple(languages)
         self.parallel = view == "parallel"
         self.skipped = {}
+        self._mixed = view == "code_mixed"
         self._seed, self._num_pairs, self._split = seed, num_pairs, split
 
     def examples(self) -> Iterator[Example]:
         world = World(self._seed)
-        for event in islice(world.events(self._split), self._num_pairs):
-            segments = tuple(_segment(render(event, language, world.lexicon)) for language in self.languages)
+        for number, event in enumerate(islice(world.events(self._split), self._num_pairs)):
             where = f"microworld seed {self._seed} event {event.index}"
+            if self._mixed:
+                language = self.languages[number % len(self.languages)]
+                borrows = partial(borrows_word, self._seed, event.index)
+                yield Example(where, (_mixed_segment(render_mixed(event, language, world.lexicon, borrows)),))
+                continue
+            segments = tuple(_segment(render(event, language, world.lexicon)) for language in self.languages)
             if self.parallel:
                 yield Example(where, segments)
             else:
@@ -64,10 +77,17 @@ class MicroworldCorpus(Corpus):
                     yield Example(where, (segment,))
 
     def __len__(self) -> int:
-        return self._num_pairs * (1 if self.parallel else len(self.languages))
+        return self._num_pairs * (1 if self.parallel or self._mixed else len(self.languages))
 
 
 def _segment(rendering: Rendering) -> Segment:
     words = rendering.words
     tags = {"pos": [word.pos for word in words], "entity": [word.entity for word in words]}
     return Segment(rendering.text, rendering.language, rendering.spans, tags)
+
+
+def _mixed_segment(rendering: Rendering) -> Segment:
+    segment = _segment(rendering)
+    own, other = rendering.language, other_language(rendering.language)
+    languages = [NO_LANGUAGE if word.pos in ("NUM", "PUNCT") else other if word.borrowed else own for word in rendering.words]
+    return replace(segment, tags={**segment.tags, "language": languages})

@@ -45,12 +45,14 @@ class Word:
         role: what it stands for: ``agent``, ``action``, ``place`` ... for the word that carries the concept, ``agent.quality``,
             ``action.tense``, ``agent.1`` (second word of a name) for those around it. A role occurs at most once.
         entity: its IOB2 tag.
+        borrowed: whether its stem is of the other language.
     """
 
     form: str
     pos: str
     role: str
     entity: str = "O"
+    borrowed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,22 @@ def render_mixed(event: Event, language: str, lexicon: Lexicon, borrows: Callabl
         lexicon: of both languages.
         borrows: whether the word of this role is taken from the other language.
     """
-    other = GEORGIAN if language == LATIN else LATIN
+    other = other_language(language)
+    borrowed = set()
 
     def stem(role: str, concept: Concept) -> tuple[str, ...]:
-        return lexicon.stem(other if concept.kind not in _ENTITIES and borrows(role) else language, concept)
+        if concept.kind in _ENTITIES or not borrows(role):
+            return lexicon.stem(language, concept)
+        borrowed.add(role)
+        return lexicon.stem(other, concept)
 
-    return _render(event, language, stem)
+    rendering = _render(event, language, stem)
+    return Rendering(language, tuple(replace(word, borrowed=word.role in borrowed) for word in rendering.words))
+
+
+def other_language(language: str) -> str:
+    """Return the code of the other language."""
+    return GEORGIAN if language == LATIN else LATIN
 
 
 def _render(event: Event, language: str, stem: Stem) -> Rendering:

@@ -58,13 +58,20 @@ def sentiment_examples(*, seed: int, split: str, num_examples: int, code_mixed: 
             break
         if event.polarity != 0:
             silent = replace(event, comment=None)
-            borrows = partial(_borrows, seed, event.index) if code_mixed else _never
+            borrows = partial(borrows_word, seed, event.index) if code_mixed else _never
             texts.append(render_mixed(silent, LANGUAGES[len(texts) % 2], world.lexicon, borrows).text)
             labels.append(_SENTIMENTS[event.polarity])
     return texts, labels
 
 
-def _borrows(seed: int, index: int, role: str) -> bool:
+def borrows_word(seed: int, index: int, role: str) -> bool:
+    """Tell whether a code-mixed sentence borrows the word of a role, as it does two words in five.
+
+    Args:
+        seed: of the world.
+        index: of the event.
+        role: the word's.
+    """
     keys = fold(fold(np.array([seed], np.int64), stream("microworld borrowed")), index)
     return bool(uniform(fold(keys, stream(role)))[0] < _BORROWED_RATIO)
 
