@@ -10,6 +10,7 @@ import importlib
 import inspect
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,10 @@ def target_of(node: dict[str, Any]) -> type:
 
 
 def argument_docs(target: type) -> dict[str, str]:
-    """Return setting -> its description, from the Args section of the constructor or else of the class."""
+    """Return setting -> its description, from the Args section of the constructor or the class, or a dataclass' Attributes."""
     text = (inspect.getdoc(target.__init__) or "") + "\n" + (inspect.getdoc(target) or "")
     found: dict[str, str] = {}
-    for section in re.findall(r"Args:\n((?:    .*\n?|\n)+)", text):
+    for section in re.findall(r"(?:Args|Attributes):\n((?:    .*\n?|\n)+)", text):
         for name, description in re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, flags=re.MULTILINE):
             found.setdefault(name, " ".join(description.split()))
     return found
@@ -58,13 +59,17 @@ def value_text(value: Any) -> str:
     return f"`{yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix('...').strip()}`"
 
 
-def settings_table(node: dict[str, Any]) -> str:
+def settings_rows(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
     described = argument_docs(target_of(node))
-    rows = [
-        f"| `{name}` | {value_text(value)} | {described.get(name, '')} |".replace("\n", " ")
-        for name, value in node.items()
-        if not name.startswith("_")
-    ]
+    for name, value in node.items():
+        if not name.startswith("_"):
+            yield f"| `{prefix}{name}` | {value_text(value)} | {described.get(name, '')} |".replace("\n", " ")
+            if name in node.get("_statistics_", ()):
+                yield from settings_rows(value, f"{prefix}{name}.")
+
+
+def settings_table(node: dict[str, Any]) -> str:
+    rows = list(settings_rows(node))
     return "\n".join(["| setting | value | meaning |", "|---|---|---|", *rows]) if rows else "No settings."
 
 

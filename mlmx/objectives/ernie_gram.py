@@ -24,9 +24,11 @@ from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops, num_linear_weights
 from mlmx.models.generator import small_generator
 from mlmx.models.identities import IdentityHead
+from mlmx.objectives.masked import ratio_metric
 from mlmx.objectives.ngram_rows import NgramCollator
 from mlmx.objectives.objective import Objective, Output
 from mlmx.objectives.rts import initial_range
+from mlmx.schedules import ScheduledRatio
 
 
 class ErnieGram(Objective):
@@ -71,7 +73,7 @@ class ErnieGram(Objective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: Ratio,
+        mask_ratio: ScheduledRatio,
         ngrams: NgramLexicon,
         comprehensive_weight: NonNegativeFloat,
         generator_ratio: Annotated[float, Field(gt=0, le=1)] | None,
@@ -146,6 +148,7 @@ class ErnieGram(Objective):
             "explicit_accuracy": (num_right, num_masked),
             "comprehensive_accuracy": (num_right_tokens, identities.new_full((), len(tensors["slots"]))),
             "ngram_ratio": ((identities >= self.num_words).sum(), num_masked),
+            **ratio_metric(batch),
         }
         if filled_in is not None:
             replaced_T = torch.zeros_like(visible).index_copy(0, masked, filled_in != identities)[tensors["judged"]]

@@ -15,6 +15,7 @@ from mlmx.keyed import uniform
 from mlmx.masking.ngrams import NgramTable, fewest_units
 from mlmx.masking.select import random_units
 from mlmx.masking.units import Draws, Units, budgets, ranges, sums_before
+from mlmx.schedules import Schedule, known_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +53,23 @@ class NgramCollator(Collator):
 
     Attributes:
         table: the n-grams.
-        mask_ratio: part of the units of a row that is masked.
+        mask_ratio: part of the units of a row that is masked; where it is a schedule, the batch also holds ``mask_ratio`` ().
         made_up_ratio: part of the masks that is filled in; None: none, and nothing is judged.
         mask_id: the mask token.
     """
 
     table: NgramTable
-    mask_ratio: float
+    mask_ratio: float | Schedule
     made_up_ratio: float | None
     mask_id: int
 
     def arranged(self, rows: TokenRows, context: BatchContext) -> TokenRows:
-        return self._masked(rows, Draws(context.keys)).rows
+        return self._masked(rows, Draws(context.keys), self._ratio(context)).rows
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         draws = Draws(context.keys)
-        masked = self._masked(rows, draws)
+        ratio = self._ratio(context)
+        masked = self._masked(rows, draws, ratio)
         input_ids = masked.rows.input_ids.copy()
         input_ids[masked.masks] = input_ids[masked.slots] = self.mask_id
         visible = np.zeros(len(input_ids), bool)
@@ -81,6 +83,8 @@ class NgramCollator(Collator):
             "slot_targets": masked.rows.input_ids[masked.slots],
             "slot_places": masked.places,
         }
+        if isinstance(self.mask_ratio, Schedule):
+            arrays["mask_ratio"] = np.array(ratio, np.float32)
         if self.made_up_ratio is not None:
             row, place = masked.rows.row_of_token[masked.masks], masked.positions[masked.masks]
             made_up = uniform(draws.of("mix", row, place)) < self.made_up_ratio
@@ -89,11 +93,16 @@ class NgramCollator(Collator):
             counts |= {"generator": len(masked.masks), "detection": len(judged)}
         return packed_batch(masked.rows, context, counts=counts, input_ids=input_ids, position_ids=masked.positions, **arrays)
 
-    def _masked(self, rows: TokenRows, draws: Draws) -> _Masked:
+    def _ratio(self, context: BatchContext) -> float:
+        if not isinstance(self.mask_ratio, Schedule):
+            return self.mask_ratio
+        return self.mask_ratio.at(known_progress(context.progress, "objective"))
+
+    def _masked(self, rows: TokenRows, draws: Draws, ratio: float) -> _Masked:
         units, identities = fewest_units(self.table, rows.input_ids, rows, draws)
         ordinary = (rows.words[units.first] >= 0).nonzero()[0]
         choices = Units(*(getattr(units, name)[ordinary] for name in ("first", "size", "row", "index")))
-        budget = budgets(np.bincount(choices.row, minlength=rows.num_rows), self.mask_ratio)
+        budget = budgets(np.bincount(choices.row, minlength=rows.num_rows), ratio)
         masked = ordinary[random_units(choices, draws.of("select", choices.row, choices.index), budget)]
         masked.sort()
         # Slots are for n-grams: what a single token is, its mask is asked for.

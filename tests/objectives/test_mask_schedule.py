@@ -14,8 +14,8 @@ from mlmx.data.batch import BatchContext
 from mlmx.errors import UserError
 
 SETTINGS = ("mask_ratio", "replace_ratio")
-# These select by rules of their own and take a number.
-FIXED = ("ernie_gram", "starbucks_smae")
+# It selects by a rule of its own and takes a number.
+FIXED = ("starbucks_smae",)
 MASKING = [name for name in NAMES if name not in FIXED and set(SETTINGS) & set(node_of(name))]
 FALLING = {"_target_": "mlmx.schedules.Linear", "_version_": 1, "start": 0.6, "end": 0.2}
 
