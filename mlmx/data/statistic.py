@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmx.build import build
+from mlmx.build import build, statistics_of
 from mlmx.data.arrays import Arrays, ArrayWriter, finished
 from mlmx.data.progress import progress_bar
 from mlmx.data.rows import CorpusInfo
@@ -28,7 +28,6 @@ from mlmx.errors import user_error
 from mlmx.stage import StageDir
 
 STATISTIC_META = "statistic.json"
-_ROLE = "statistic."
 _BLOCK_PIECES = 1 << 18
 
 
@@ -92,11 +91,11 @@ def open_corpus(stage: StageDir) -> tuple[TokenStore, CorpusInfo]:
     if "annotate" in parents:
         store = store.with_annotations(parents["annotate"].data_dir)
     statistics: dict[Hashable, Arrays] = {}
-    for role, parent in parents.items():
-        if role.startswith(_ROLE):
-            node, folder = parent.config()["spec"]["statistic"], parent.data_dir
-            meta = json.loads((folder / STATISTIC_META).read_text("utf-8"))
-            statistics[build(node, where=f"objective.{role.removeprefix(_ROLE)}")] = Arrays(folder, meta)
+    for setting, node in statistics_of(stage.config()["spec"]["objective"]).items():
+        folder = parents[f"statistic.{setting}"].data_dir
+        meta = json.loads((folder / STATISTIC_META).read_text("utf-8"))
+        # By the stage's own node: files that it names may have been elsewhere when their content was read.
+        statistics[build(node, where=f"objective.{setting}")] = Arrays(folder, meta)
     return store, replace(store.info, statistics=statistics)
 
 

@@ -66,11 +66,12 @@ def test_killed_while_it_is_collected(store, tmp_path, monkeypatch, owner, name,
 
 
 def test_an_objective_finds_what_was_collected_by_its_settings(store, tmp_path):
-    node = {"_target_": "mlmx.data.token_counts.TokenCounts", "_version_": 1}
-    StageDir(tmp_path / "c").write_config({"kind": "collect", "spec": {"statistic": node}, "parents": {"prepare": "p"}})
     collect_statistic(store, TokenCounts(), tmp_path / "c" / "data", show_progress=False)
     stage = StageDir(tmp_path / "pretrain")
-    stage.write_config({"kind": "pretrain", "spec": {}, "parents": {"prepare": "p", "statistic.parts.mlm.counts": "c"}})
+    counts = {"_target_": "mlmx.data.token_counts.TokenCounts", "_version_": 1}
+    objective = {"parts": {"mlm": {"_statistics_": ["counts", "others"], "counts": counts, "others": None}}}
+    parents = {"prepare": "p", "statistic.parts.mlm.counts": "c"}
+    stage.write_config({"kind": "pretrain", "spec": {"objective": objective}, "parents": parents})
     _, corpus = open_corpus(stage)
     assert TokenCounts().of(corpus)["count"].sum() == store.num_pieces
     with pytest.raises(UserError, match=r"objective\._statistics_: does not list the setting that Lengths is given by"):
