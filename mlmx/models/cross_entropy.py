@@ -36,6 +36,27 @@ def cross_entropy(head: nn.Module, hidden_PD: Tensor, targets_P: Tensor, *, voca
     return loss, num_right
 
 
+def losses_and_hits(head: nn.Module, hidden_PD: Tensor, targets_P: Tensor, *, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Return what each prediction costs, in nats, and whether it is right, for judging: without gradients.
+
+    Args:
+        head: (P, D) to logits (P, V).
+        hidden_PD: the vectors to predict from.
+        targets_P: int64, the right entries of the vocabulary.
+        vocab_size: V, which sets how many predictions have their logits at the same time.
+
+    Returns:
+        (P,) float32 losses and (P,) bool, whether the likeliest entry is the right one.
+    """
+    losses, hits = [], []
+    chunk_size = predictions_per_chunk(vocab_size)
+    for states, targets in zip(torch.split(hidden_PD, chunk_size), torch.split(targets_P, chunk_size), strict=True):
+        logits = head(states).float()
+        losses.append(F.cross_entropy(logits, targets, reduction="none"))
+        hits.append(logits.argmax(dim=1) == targets)
+    return torch.cat(losses), torch.cat(hits)
+
+
 def cross_entropy_and_samples(
     head: nn.Module, hidden_PD: Tensor, targets_P: Tensor, *, draws_P: Tensor, forbidden_V: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +44,40 @@ def drawn_embeddings(keys: Tensor, ids: Tensor, width: int, std: float, dtype: t
 _LOW = (1 << 32) - 1
 
 
+def exported_embeddings(words_VD: Tensor, std: float) -> Tensor:
+    """Return the one draw that stands for the word embeddings of an exported encoder, like them in shape and type."""
+    ids = torch.arange(len(words_VD), device=words_VD.device)
+    return drawn_embeddings(ids.new_full((), stream("exported")), ids, words_VD.shape[1], std, words_VD.dtype)
+
+
+def std_of_exported(words_VD: Tensor) -> float | None:
+    """Return the standard deviation of what an encoder was trained to read, if that were drawn vectors; else None.
+
+    Whether its word embeddings are what ``exported_embeddings`` left tells it: any training of them since then shows.
+
+    Args:
+        words_VD: the encoder's word embeddings.
+    """
+    some = words_VD[:_ENOUGH].double()
+    unit = exported_embeddings(some, 1.0)
+    std = (some * unit).sum() / unit.square().sum()
+    # The tolerance is that of a folder in half precision.
+    return std.item() if std > 0 and torch.allclose(some, std * unit, rtol=1e-2, atol=0) else None
+
+
+# Vectors of ids that are looked at: no other table agrees with a draw in so many numbers, and all would take long.
+_ENOUGH = 64
+
+
 def drawn_cross_entropy(
-    hidden_PD: Tensor, targets_P: Tensor, sizes_S: Tensor, keys_S: Tensor, *, vocab_size: int, std: float
+    hidden_PD: Tensor,
+    targets_P: Tensor,
+    sizes_S: Tensor,
+    keys_S: Tensor,
+    *,
+    vocab_size: int,
+    std: float,
+    reduction: Literal["sum", "none"] = "sum",
 ) -> tuple[Tensor, Tensor]:
     """Return what predictions cost that are made by the inner product with the drawn vectors, and how many are right.
 
@@ -59,28 +91,31 @@ def drawn_cross_entropy(
         keys_S: int64 of each row.
         vocab_size: V.
         std: as for ``drawn_embeddings``.
+        reduction: ``none``: the loss of each prediction instead of their sum.
 
     Returns:
-        The sum of the losses in nats, () in float32 or finer, and the number of predictions whose likeliest id is right, () int64.
+        The sum of the losses in nats, () in float32 or finer, or (P,) of them, and the number of predictions whose likeliest id is
+        right, () int64.
     """
     sizes = sizes_S.tolist()
     at_once = max(1, MAX_NUMBERS // (vocab_size * max(hidden_PD.shape[1], *sizes)))
-    loss = hidden_PD.new_zeros((), dtype=torch.promote_types(hidden_PD.dtype, torch.float32))
-    num_right = targets_P.new_zeros(())
+    losses, num_right = [], targets_P.new_zeros(())
     start = 0
     for first in range(0, len(sizes), at_once):
         rows = slice(first, first + at_once)
         predictions = slice(start, start := start + sum(sizes[rows]))
-        chunk = (hidden_PD[predictions], targets_P[predictions], sizes_S[rows], keys_S[rows], vocab_size, std)
+        chunk = (hidden_PD[predictions], targets_P[predictions], sizes_S[rows], keys_S[rows], vocab_size, std, reduction)
         some_loss, some_right = (
             _cross_entropy(*chunk) if len(sizes) <= at_once else checkpoint(_cross_entropy, *chunk, use_reentrant=False)
         )
-        loss, num_right = loss + some_loss, num_right + some_right
-    return loss, num_right
+        losses.append(some_loss)
+        num_right = num_right + some_right
+    nothing = hidden_PD.new_zeros((), dtype=torch.promote_types(hidden_PD.dtype, torch.float32))
+    return sum(losses, nothing) if reduction == "sum" else torch.cat([nothing.new_zeros(0), *losses]), num_right
 
 
 def _cross_entropy(
-    hidden_PD: Tensor, targets_P: Tensor, sizes_S: Tensor, keys_S: Tensor, vocab_size: int, std: float
+    hidden_PD: Tensor, targets_P: Tensor, sizes_S: Tensor, keys_S: Tensor, vocab_size: int, std: float, reduction: str
 ) -> tuple[Tensor, Tensor]:
     is_one_SL = torch.arange(int(sizes_S.max()), device=sizes_S.device) < sizes_S[:, None]
     rows_SLD = hidden_PD.new_zeros(*is_one_SL.shape, hidden_PD.shape[1])
@@ -89,4 +124,4 @@ def _cross_entropy(
     tables_SVD = drawn_embeddings(keys_S[:, None], vocabulary, hidden_PD.shape[1], std, hidden_PD.dtype)
     logits_PV = (rows_SLD @ tables_SVD.mT)[is_one_SL]
     logits_PV = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32))
-    return F.cross_entropy(logits_PV, targets_P, reduction="sum"), (logits_PV.argmax(dim=1) == targets_P).sum()
+    return F.cross_entropy(logits_PV, targets_P, reduction=reduction), (logits_PV.argmax(dim=1) == targets_P).sum()

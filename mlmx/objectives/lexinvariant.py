@@ -4,18 +4,18 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Literal
+
 from torch import Tensor
 
 from mlmx.build import PositiveFloat
 from mlmx.data.batch import Batch, Collator
 from mlmx.data.rows import CorpusInfo
 from mlmx.errors import user_error
-from mlmx.keyed import stream
-from mlmx.models.drawn_embedding import drawn_cross_entropy, drawn_embeddings
+from mlmx.models.drawn_embedding import drawn_cross_entropy, drawn_embeddings, exported_embeddings
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops
-from mlmx.objectives.clm import NextTokenCollator
+from mlmx.objectives.clm import NextTokenCollator, next_token_output
 from mlmx.objectives.objective import Objective, Output
 
 
@@ -66,32 +66,43 @@ class LexinvariantLanguageModeling(Objective):
         self.weights = {"clm": 1.0}
         self.std = embedding_std if embedding_std is not None else encoder.hidden_size**-0.5
         words.requires_grad_(False)
-        ids = torch.arange(len(words), device=words.device)
-        words.copy_(drawn_embeddings(ids.new_full((), stream("exported")), ids, words.shape[1], self.std, words.dtype))
+        words.copy_(exported_embeddings(words, self.std))
         self._collator = NextTokenCollator()
 
     def collator(self) -> Collator:
         return self._collator
 
     def forward(self, batch: Batch) -> Output:
-        input_ids, selected, targets = (batch.tensors[name] for name in ("input_ids", "selected", "targets"))
-        lengths_S = batch.tensors["cu_seqlens"].diff().long()
-        keys_T = batch.keys.repeat_interleave(lengths_S, output_size=len(input_ids))
-        width, dtype = self.encoder.hidden_size, self.encoder.base.dtype
-        embeddings_TD = drawn_embeddings(keys_T, input_ids, width, self.std, dtype)
-        hidden_TD: Tensor = self.encoder(batch, direction="causal", embeddings=embeddings_TD)
-        loss, num_right = drawn_cross_entropy(
-            hidden_TD[selected - 1],
-            targets,
-            lengths_S - 1,
-            batch.keys,
-            vocab_size=self.encoder.vocabulary.size,
-            std=self.std,
-        )
-        return Output({"clm": loss}, {"accuracy": (num_right, targets.new_full((), len(targets)))})
+        loss, num_right = drawn_predictions(self.encoder, batch, std=self.std, reduction="sum")
+        return next_token_output(loss, num_right, batch.tensors["targets"])
 
     def flops(self, batch: Batch) -> int:
         encoder = self.encoder.flops(batch, direction="causal")
         vocabulary = linear_flops(self.encoder.vocabulary.size * self.encoder.hidden_size, batch.counts["clm"])
         # Drawn tables have no gradient, which is a third of what linear layers cost.
         return encoder + vocabulary * 2 // 3 if encoder else 0
+
+
+def drawn_predictions(encoder: Encoder, batch: Batch, *, std: float, reduction: Literal["sum", "none"]) -> tuple[Tensor, Tensor]:
+    """Return what it costs to predict next tokens from and by vectors drawn for each row, and how many predictions are right.
+
+    Args:
+        encoder: reads the vectors.
+        batch: what ``NextTokenCollator`` makes.
+        std: standard deviation of the drawn numbers.
+        reduction: ``sum``: all losses together, (); ``none``: that of each prediction, (P,). In nats.
+    """
+    input_ids, selected, targets = (batch.tensors[name] for name in ("input_ids", "selected", "targets"))
+    lengths_S = batch.tensors["cu_seqlens"].diff().long()
+    keys_T = batch.keys.repeat_interleave(lengths_S, output_size=len(input_ids))
+    embeddings_TD = drawn_embeddings(keys_T, input_ids, encoder.hidden_size, std, encoder.base.dtype)
+    hidden_TD: Tensor = encoder(batch, direction="causal", embeddings=embeddings_TD)
+    return drawn_cross_entropy(
+        hidden_TD[selected - 1],
+        targets,
+        (lengths_S - 1).clamp(min=0),
+        batch.keys,
+        vocab_size=encoder.vocabulary.size,
+        std=std,
+        reduction=reduction,
+    )

@@ -4,37 +4,29 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mlmx import keyed
 from mlmx.build import NonNegative, Positive, Ratio
 from mlmx.data.batch import BatchContext, packed_batch
-from mlmx.data.corpus import Corpus, Example
+from mlmx.data.corpus import Corpus
 from mlmx.data.rows_from_text import TextRows
 from mlmx.errors import user_error
 from mlmx.masking.corrupt import Corruption, corrupt
 from mlmx.masking.select import BernoulliTokens
 from mlmx.masking.units import Draws
+from mlmx.models.cross_entropy import losses_and_hits
 from mlmx.models.encoder import Encoder
 from mlmx.models.inference import by_batch
 from mlmx.objectives.objective import Objective
 from mlmx.tasks.task import Evaluation, Task, ratio_scores
-from mlmx.tasks.texts import text_rows
-
-log = logging.getLogger(__name__)
-
-# Selected tokens whose logits are held at a time: with 250,000 words, 512 x V float32 are half a gigabyte.
-_CHUNK = 512
+from mlmx.tasks.texts import held_out_examples, text_rows
 
 
 class EvalMask(Task):
@@ -113,34 +105,25 @@ class EvalMask(Task):
 
     def _texts(self) -> tuple[list[str], list[str] | None, list[str]]:
         # The texts, their partners in a pair, and their languages.
+        examples = held_out_examples(self.corpus, self.max_examples, task=self.name)
         if self.view == "pair":
-            pairs = [example.segments for example in self._examples()]
+            pairs = [example.segments for example in examples]
             return (
                 [first.text for first, _ in pairs],
                 [second.text for _, second in pairs],
                 ["-".join(self.corpus.languages)] * len(pairs),
             )
-        segments = [segment for example in self._examples() for segment in example.segments]
+        segments = [segment for example in examples for segment in example.segments]
         return [segment.text for segment in segments], None, [segment.language for segment in segments]
-
-    def _examples(self) -> Iterator[Example]:
-        num_examples = 0
-        for example in self.corpus.examples():
-            if num_examples == self.max_examples:
-                break
-            num_examples += 1
-            yield example
-        for reason, number in self.corpus.skipped.items():
-            log.warning("%s: %d lines skipped: %s", self.name, number, reason)
-        if not num_examples:
-            raise user_error(f"task.{self.name}.corpus", "holds no examples.")
 
     def _judge(self, encoder: Encoder, rows: TextRows) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
         # (N,) per row: summed loss, correct predictions, selected tokens.
         encoder.eval()
         device = next(encoder.parameters()).device
         mask_id, ordinary_ids = encoder.vocabulary.mask_id, encoder.vocabulary.ordinary_ids
+        head = encoder.head
         assert mask_id is not None
+        assert head is not None
 
         def judged(indices: NDArray[np.int64]) -> NDArray[np.generic]:
             # (S, 3) loss, correct predictions, selected tokens.
@@ -159,7 +142,8 @@ class EvalMask(Task):
             batch = packed_batch(taken, BatchContext(keys=keys), counts={}, input_ids=input_ids).to(device)
             positions = torch.from_numpy(selection.positions).to(device)
             targets = torch.from_numpy(taken.input_ids[selection.positions]).to(device)
-            loss_P, hit_P = _predict(encoder, encoder(batch)[positions], targets)
+            hidden_PD = encoder(batch)[positions]
+            loss_P, hit_P = losses_and_hits(head, hidden_PD, targets, vocab_size=encoder.vocabulary.size)
             of_token_P3 = np.stack([loss_P.cpu().numpy(), hit_P.cpu().numpy(), np.ones(len(loss_P))], axis=1, dtype=np.float64)
             of_row_S3 = np.zeros((len(indices), 3))
             np.add.at(of_row_S3, selection.row, of_token_P3)
@@ -186,15 +170,3 @@ class EvalMask(Task):
             ratios |= {f"accuracy{suffix}": [int(hits[i]), int(counts[i])] for suffix in suffixes}
             records.append({"id": str(i), "split": self.split, "ratios": ratios, "texts": [side[i] for side in sides]})
         return records
-
-
-def _predict(encoder: Encoder, states_PD: Tensor, targets_P: Tensor) -> tuple[Tensor, Tensor]:
-    # (P,) losses in nats and (P,) whether the likeliest piece is right.
-    assert encoder.head is not None
-    losses, hits = [torch.zeros(0, device=targets_P.device)], [torch.zeros(0, dtype=torch.bool, device=targets_P.device)]
-    for states, targets in zip(torch.split(states_PD, _CHUNK), torch.split(targets_P, _CHUNK), strict=True):
-        if len(targets):
-            logits = encoder.head(states).float()
-            losses.append(F.cross_entropy(logits, targets, reduction="none"))
-            hits.append(logits.argmax(dim=1) == targets)
-    return torch.cat(losses), torch.cat(hits)

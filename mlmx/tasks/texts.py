@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlmx.data.corpus import Corpus, Example
 from mlmx.data.rows_from_text import TextRows
 from mlmx.errors import user_error
 from mlmx.models.encoder import Encoder
 
 log = logging.getLogger(__name__)
+
+
+def held_out_examples(corpus: Corpus, max_examples: int | None, *, task: str) -> Iterator[Example]:
+    """Yield the examples of a task's corpus, and report the lines that were skipped.
+
+    Args:
+        corpus: where they come from.
+        max_examples: how many of them, from the first on; all if None.
+        task: the task's name, for messages.
+
+    Raises:
+        UserError: if there are none.
+    """
+    num_examples = 0
+    for example in corpus.examples():
+        if num_examples == max_examples:
+            break
+        num_examples += 1
+        yield example
+    for reason, number in corpus.skipped.items():
+        log.warning("%s: %d lines skipped: %s", task, number, reason)
+    if not num_examples:
+        raise user_error(f"task.{task}.corpus", "holds no examples.")
 
 
 def check_max_length(encoder: Encoder, max_length: int, *, task: str) -> None:

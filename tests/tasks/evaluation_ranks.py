@@ -25,6 +25,7 @@ from tests.tiny import scratch_encoder, word_tokenizer
 TASKS = {
     "bitext": ["data.num_pairs=60"],
     "eval_mask": ["corpus.num_pairs=40"],
+    "next_token": ["corpus.num_pairs=20", "cipher=0"],
     "retrieval": ["data.num_documents=40"],
     "sentiment": ["data.num_train=16", "data.num_dev=8", "data.num_test=50"],
     "similarity": ["data.pairs.num_dev=10", "data.pairs.num_test=40"],

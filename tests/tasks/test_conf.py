@@ -13,7 +13,7 @@ from mlmx.tasks.task import Task
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = {path.stem: path.relative_to(CONF / "task").with_suffix("").as_posix() for path in (CONF / "task").rglob("*.yaml")}
 SEVERAL = ("glue", "glue_files")  # options that select several tasks
-MADE_UP = ("eval_mask", "graded_similarity", "language_identification", "bitext_comparable", "retrieval_tuned")
+MADE_UP = ("eval_mask", "graded_similarity", "language_identification", "bitext_comparable", "retrieval_tuned", "next_token")
 NAMES = sorted(OPTIONS.keys() - set(SEVERAL))
 
 
@@ -56,6 +56,7 @@ def test_options_without_files_are_ready_to_run(name):
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
+        ("next_token_files", ["task.next_token_files.corpus.path=a.txt"]),
         ("eval_mask_files", ["corpus@task.eval_mask_files.corpus=jsonl", "task.eval_mask_files.corpus.path=a.jsonl"]),
         (
             "tagging_files",
