@@ -8,6 +8,7 @@ never reach the constructor:
 ``_inputs_``     settings that name files or folders (or a hub repository): their content is hashed, not their path.
 ``_no_effect_``  settings without effect on results, left out of the fingerprint.
 ``_tasks_``      settings of a task that may name another task of the run: it comes first, and leaves something to read.
+``_about_``      of a task: where its data come from, and its main score; see ``mlmx.about``.
 ``_statistics_`` settings of an objective that are statistics of its corpus: each is collected by a stage of its own.
 ``_no_effect_on_training_``  settings of a task that say only how it judges: changed, it judges what was fine-tuned before.
 

@@ -50,7 +50,8 @@ def list_options(
         found = options(kind, [*([config_dir] if config_dir else []), conf_dir()])
         width = max((len(option.name) for option in found), default=0)
         for option in found:
-            typer.echo(f"{option.name:{width}}  {option.summary}".rstrip())
+            about = "" if option.about is None else f" {option.about}"
+            typer.echo(f"{option.name:{width}}  {option.summary}{about}".rstrip())
 
 
 def export(

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlmx.about import about_problems
 from mlmx.build import MISSING, is_node
 from mlmx.errors import Problem, nearest
 from mlmx.inputs import path_problems, resolve_paths
@@ -56,6 +57,8 @@ def freeze(
             own = f"stages.{chain[0]}" if chain else f"task.{trained}" if root == "trainer" and trained else None
             problems.append(Problem(key, f"has no effect: {why}.", own and key.replace(root, f"{own}.{root}", 1)))
     problems += _name_problems(stages, places)
+    for name, node in config["task"].items():
+        problems += about_problems(node, f"task.{name}")
     nodes = {"model": config["model"], **{f"task.{name}": node for name, node in config["task"].items()}}
     for stage, groups in stages.items():
         nodes |= {places[stage, group]: node for group, node in groups.items() if node is not None}

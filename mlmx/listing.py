@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
+
+from mlmx.about import About, about, about_problems
+from mlmx.errors import UserError
 
 KINDS = {
     "objectives": "objective",
@@ -34,10 +37,12 @@ class Option:
     Attributes:
         name: the word it is selected by.
         summary: the first line of its class's docstring, or the YAML's comment where the class does not tell options apart.
+        about: where a task's data come from, and its main score; None where the YAML does not say.
     """
 
     name: str
     summary: str
+    about: About | None
 
 
 def options(kind: str, folders: Sequence[Path]) -> list[Option]:
@@ -46,21 +51,32 @@ def options(kind: str, folders: Sequence[Path]) -> list[Option]:
     Args:
         kind: one of ``KINDS``.
         folders: config folders; earlier ones win.
+
+    Raises:
+        UserError: if what a YAML says under ``_about_`` is not what :class:`About` holds.
     """
     files: dict[str, Path] = {}
     for folder in folders:
         group = folder / KINDS[kind]
         for file in sorted(group.rglob("*.yaml")):
             files.setdefault(file.relative_to(group).with_suffix("").as_posix(), file)
-    targets: dict[str, str | None] = {name: node_of(file).get("_target_") for name, file in files.items()}
+    nodes = {name: node_of(file) for name, file in files.items()}
+    targets: dict[str, str | None] = {name: node.get("_target_") for name, node in nodes.items()}
     shared = Counter(targets.values())
     found = []
     for name, file in sorted(files.items()):
         target = targets[name]
         docstring = summary_of(target) if target else ""
         comment = _comment(file)
-        found.append(Option(name, comment if comment and (not docstring or shared[target] > 1) else docstring))
+        summary = comment if comment and (not docstring or shared[target] > 1) else docstring
+        found.append(Option(name, summary, _about(nodes[name], name)))
     return found
+
+
+def _about(node: Mapping[str, Any], name: str) -> About | None:
+    if problems := list(about_problems(node, name)):
+        raise UserError(problems)
+    return about(node)
 
 
 def node_of(file: Path) -> dict[str, Any]:

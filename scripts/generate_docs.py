@@ -82,13 +82,15 @@ def page(group: str, title: str) -> str:
         f"`{PLACES.get(group, group)}.setting=value`.",
     ]
     kind = next(kind for kind, folder in listing.KINDS.items() if folder == group)
-    summaries = {option.name: option.summary for option in listing.options(kind, [ROOT / "conf"])}
+    options = {option.name: option for option in listing.options(kind, [ROOT / "conf"])}
     for name, node in nodes.items():
         if node is None:
             continue
         doc = inspect.getdoc(target_of(node)) or ""
         _, _, rest = doc.partition("\n\n")
-        parts += [f"## {name}", summaries[name]]
+        parts += [f"## {name}", options[name].summary]
+        if (about := options[name].about) is not None:
+            parts.append(str(about))
         details = re.split(r"\n\n?(?:Args|Attributes):\n", "\n\n" + rest)[0].strip()
         if details:
             parts.append("```text\n" + details + "\n```")

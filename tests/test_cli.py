@@ -188,6 +188,20 @@ def test_list_reads_docstrings_and_comments(chain, tmp_path):
     assert "Did you mean 'objectives'" in invoke("list", "objektives").stderr
 
 
+def test_list_tells_of_a_task_where_its_data_come_from(chain, tmp_path):
+    (tmp_path / "task").mkdir()
+    path = tmp_path / "task" / "mine.yaml"
+    about = "_about_: {source: a paper, licence: CC0, metric: loss, direction: lower}\n"
+    path.write_text(f"# @package task.mine\n# Mine.\n_target_: nowhere.Mine\n{about}")
+    told = invoke("list", "tasks", "--config-dir", str(tmp_path)).stdout
+    assert "mine       Mine. Main score: loss (lower is better). Data: a paper; licence: CC0.\n" in told
+    path.write_text("# Mine.\n_target_: nowhere.Mine\n_about_: {source: '', metric: 3, direction: up, license: CC0}\n")
+    result = invoke("list", "tasks", "--config-dir", str(tmp_path))
+    assert result.exit_code == 2
+    for field in ("source", "licence", "metric", "direction", "license"):
+        assert f"mine._about_.{field}: " in result.stderr
+
+
 def test_summary_of_missing_classes():
     assert listing.summary_of("mlmx.errors.Problem") == "One mistake in what the user gave."
     assert listing.summary_of("mlmx.errors.Nothing") == ""

@@ -22,6 +22,7 @@ def test_selecting_a_stages_option_leaves_nothing_of_the_one_it_replaces(objecti
     ("override", "told"),
     [
         ("task.sentiment.trainer.max_length=64", "task.sentiment.trainer.max_length: has no effect"),
+        ("task.sentiment._about_.direction=up", "task.sentiment._about_.direction: Input should be 'higher' or 'lower'"),
         ("trainer.max_length=null", "trainer.max_length: must be given"),
         ("plugins=[no_such_package]", "plugins: there is no package 'no_such_package'"),
     ],

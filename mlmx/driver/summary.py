@@ -16,6 +16,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from rich.table import Table
 
+from mlmx.about import about
 from mlmx.driver.directories import Placed
 from mlmx.driver.lease import visible_gpus
 from mlmx.driver.say import show_table
@@ -75,7 +76,10 @@ class Summary:
             }
         )
         if stage.kind == "eval":
-            self._scores.extend({**score, "stage": directory.path.name} for score in directory.result()["scores"])
+            self._scores.extend(
+                {**score, "stage": directory.path.name, "main": score["metric"] == self._main_metric(score["task"])}
+                for score in directory.result()["scores"]
+            )
         self._write()
 
     def write(self, status: str, error: BaseException | None = None) -> None:
@@ -106,6 +110,10 @@ class Summary:
             values = [f"{value:.4f}" if value is not None else "" for value in (score["value"], score.get("trivial"))]
             table.add_row(score["task"], score["split"], score["metric"], *values, str(score["num_examples"]))
         show_table(table)
+
+    def _main_metric(self, task: str) -> str | None:
+        told = about(self._record["config"]["task"][task])
+        return None if told is None else told.metric
 
     def _write(self) -> None:
         write_atomically(self._run_dir / "summary.json", json.dumps(self._record, indent=1, ensure_ascii=False) + "\n")

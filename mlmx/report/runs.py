@@ -42,6 +42,7 @@ class RunScore:
         higher_is_better: its direction.
         stage: name of the evaluation's stage directory.
         trivial: what the most frequent answer or chance gets, or None.
+        main: whether it is the main one of its task, as the task's YAML says.
         contaminated: how many of how many examples also occur in a pretraining corpus; None where that was not looked for.
     """
 
@@ -51,6 +52,7 @@ class RunScore:
     higher_is_better: bool
     stage: str
     trivial: float | None = None
+    main: bool = False
     contaminated: tuple[int, int] | None = None
 
 
@@ -129,6 +131,7 @@ def _score(record: Mapping[str, Any]) -> RunScore:
         higher_is_better=bool(record["higher_is_better"]),
         stage=str(record.get("stage", "")),
         trivial=record.get("trivial"),
+        main=bool(record.get("main")),
         contaminated=tuple(record["contaminated"]) if record.get("contaminated") else None,
     )
 

@@ -65,7 +65,8 @@ def score_tables(rows: Sequence[Row], keys: Sequence[ScoreKey], cells: Cells) ->
 
 
 def _computed_together(task: str, rows: Sequence[Row]) -> list[list[str]]:
-    # Protocols of a task share no metric, so that each has a table and none is said to be missing in that of another.
+    # Protocols of a task share no metric, so that each has a table and none is said to be missing in that of another. The main
+    # metric comes first.
     groups: list[dict[str, None]] = []
     for row in rows:
         of_split: dict[str, dict[str, None]] = {}
@@ -76,7 +77,8 @@ def _computed_together(task: str, rows: Sequence[Row]) -> list[list[str]]:
             touched = [group for group in groups if group.keys() & found.keys()]
             groups = [group for group in groups if group not in touched]
             groups.append({metric: None for group in [*touched, found] for metric in group})
-    return [list(group) for group in groups]
+    main = {key.metric for row in rows for key, scores in row.cells.items() if any(score.main for score in scores.values())}
+    return [sorted(group, key=lambda metric: metric not in main) for group in groups]
 
 
 def _table(task: str, metrics: Sequence[str], rows: Sequence[Row], keys: Sequence[ScoreKey], cells: Cells) -> ScoreTable:

@@ -47,7 +47,12 @@ def test_runs_each_stage_once_and_sums_up(tmp_path, capsys):
     assert summary["status"] == "finished"
     assert [stage["reused"] for stage in summary["stages"]] == [True] * 4
     assert [stage["kind"] for stage in summary["stages"]] == ["prepare", "prepare", "pretrain", "eval"]
-    assert summary["scores"][0]["value"] == 0.5
+    assert (summary["scores"][0]["value"], summary["scores"][0]["main"]) == (0.5, False)
+    # What is said of a task makes no other stage of it.
+    config["task"]["bitext"]["_about_"] = {"source": "a paper", "licence": "CC0", "metric": "f1", "direction": "higher"}
+    run(tmp_path, config, "told")
+    assert starts(tmp_path) == expected
+    assert json.loads((tmp_path / "told" / "summary.json").read_text())["scores"][0]["main"] is True
     for stage in summary["stages"]:
         assert (tmp_path / "outputs" / "stages" / stage["dir"] / "result.json").exists()
 

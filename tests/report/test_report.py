@@ -301,6 +301,13 @@ def test_an_unknown_baseline(outputs, baseline, message):
         outputs.report(baseline=baseline)
 
 
+def test_the_main_score_comes_first(outputs):
+    outputs.run("mlm", 0, 0.5)
+    outputs.add_score(metric="margin_f1", value=0.25, main=True)
+    told = outputs.report()
+    assert told.index("margin_f1") < told.index("accuracy_forward")
+
+
 def test_no_runs_and_a_broken_summary(outputs):
     with pytest.raises(UserError, match="there is no run in"):
         outputs.report()
