@@ -41,8 +41,8 @@ class NextToken(Task):
     An encoder that ``lexinvariant`` has trained reads the text by vectors drawn anew for each row, and predicts by them; any other
     one by its own embeddings and head. The scores' ``embeddings`` say which.
 
-    The split ``<split>_cipher`` is the same text with each ordinary piece replaced by another one, the same everywhere. Its first
-    tokens say nothing to any encoder; what is gained later on was learned from the row itself.
+    The split ``<split>_cipher`` is the same text with each ordinary piece replaced by another one, the same everywhere. What
+    an encoder knows of pieces is wrong there; what it gains from one position to the next is learned from the row itself.
 
     Source:
         Huang et al. 2023, Lexinvariant Language Models, NeurIPS, arXiv:2305.16349.
