@@ -22,7 +22,7 @@ from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops
 from mlmx.objectives.masked import MaskedCollator, MaskedObjective
 from mlmx.objectives.objective import Objective, Output
-from mlmx.objectives.wrapper import Wrapper
+from mlmx.objectives.wrapper import Wrapper, innermost
 
 # Where a row has fewer masks or visible tokens than another.
 _NONE = -1
@@ -122,8 +122,9 @@ class MaskedTokenOptimization(Wrapper):
         """
         super().__init__(objective.build(encoder, corpus))
         collator = self.inner.collator()
-        if not isinstance(self.inner, MaskedObjective) or not isinstance(collator, MaskedCollator) or not collator.corruption.mask:
-            message = f"{type(self.inner).__name__} is no masked language model, or never puts a mask token."
+        core = innermost(self.inner)
+        if not isinstance(core, MaskedObjective) or not isinstance(collator, MaskedCollator) or not collator.corruption.mask:
+            message = f"{type(core).__name__} is no masked language model, or never puts a mask token."
             raise user_error("objective.objective", message)
         vocabulary = encoder.vocabulary
         self.temperature = temperature
@@ -160,7 +161,7 @@ class MaskedTokenOptimization(Wrapper):
         logits_SMN = (cosines_SMN / self.temperature).masked_fill(~there_SN[:, None], torch.finfo(cosines_SMN.dtype).min)
         logs_SMN = logits_SMN.log_softmax(dim=-1)
         entropies_SM = -(logs_SMN.exp() * logs_SMN).masked_fill(~there_SN[:, None], 0.0).sum(dim=-1)
-        most_S1 = there_SN.sum(dim=1, keepdim=True).clamp(min=2).log()
+        most_S1 = there_SN.sum(dim=1, keepdim=True).clamp(min=2).to(entropies_SM.dtype).log()
         return (1.0 - entropies_SM / most_S1).masked_fill(masks_SM == _NONE, 0.0).sum()
 
     def flops(self, batch: Batch) -> int:

@@ -45,3 +45,10 @@ class Wrapper(Objective):
 
     def export(self, folder: Path) -> None:
         self.inner.export(folder)
+
+
+def innermost(objective: Objective) -> Objective:
+    """Return the objective that wrappers are around."""
+    while isinstance(objective, Wrapper):
+        objective = objective.inner
+    return objective

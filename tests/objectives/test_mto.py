@@ -90,6 +90,14 @@ def test_what_never_shows_the_encoder_a_mask_is_refused(name):
         wrapped(name)
 
 
+def test_around_another_wrapper():
+    counted = node_of("frequency_weighted", objective=node_of("mlm"))
+    objective = build(node_of("mto", objective=counted), tiny_encoder(), PARALLEL, where="objective")
+    batch = batch_of(objective, range(8))
+    assert set(objective(batch).terms) == {"mlm", "singularity", "evenness"}
+    assert not torch.equal(batch.tensors["input_ids"], batch_of(make_objective("mlm"), range(8)).tensors["input_ids"])
+
+
 def test_positions_by_row():
     assert by_row(np.array([1, 2, 5]), np.array([0, 0, 0, 1, 2, 2]), 3).tolist() == [[1, 2], [-1, -1], [5, -1]]
 
