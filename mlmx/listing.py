@@ -18,6 +18,7 @@ from mlmx.errors import UserError
 
 KINDS = {
     "objectives": "objective",
+    "schedules": "schedule",
     "models": "model",
     "corpora": "corpus",
     "annotators": "annotator",

@@ -57,7 +57,7 @@ class Sum(Composite):
         none.
 
     Raises:
-        UserError: if there is no part, all weights are 0, pairs are joined in different ways, or a part cannot be built.
+        UserError: if there is no part, pairs are joined in different ways, or a part cannot be built.
     """
 
     def __init__(self, encoder: Encoder, corpus: CorpusInfo, *, parts: Mapping[str, Part | None]) -> None:
