@@ -10,7 +10,10 @@ import typer
 from mlmx.errors import nearest, user_error
 from mlmx.mistakes import mistakes_told, need_writable
 
-_KINDS = ("objectives", "models", "corpora", "annotators", "tasks", "protocols", "trainers", "trackers", "parallel", "experiments")
+_KINDS = (
+    *("objectives", "schedules", "models", "corpora", "annotators", "tasks", "protocols", "trainers", "trackers", "parallel"),
+    "experiments",
+)
 ConfigDir = Annotated[
     Path | None, typer.Option("--config-dir", "-cd", help="A folder of configs of your own, with the same groups.")
 ]
