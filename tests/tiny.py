@@ -100,5 +100,5 @@ def run_ranks(number: int, module: str, *arguments: Path | str) -> None:
     """Run a module of these tests as the ranks of one training."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}", "-m", module]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *map(str, arguments)], cwd=ROOT, timeout=240, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*command, *map(str, arguments)], cwd=ROOT, timeout=280, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -98,9 +98,7 @@ class PositionPrediction(Objective):
         encoder.require("bidirectional", keys=True)
         if encoder.base.device.type != "meta" and probe.knows_order(encoder):
             kind = encoder.base.config.model_type
-            raise user_error(
-                "model", f"{kind!r} tells positions by other means than position ids, and only these are taken away."
-            )
+            raise user_error("model", f"{kind!r} tells positions by other means than position ids, and only these are taken away.")
         if not encoder.vocabulary.single.num_special:
             raise user_error("model", "its tokenizer puts no special tokens around a text, which are what is seen of a hidden one.")
         self.encoder = encoder

@@ -53,6 +53,9 @@ def test_sides_with_specials_of_their_own():
 
 
 def test_a_tokenizer_without_padding_is_refused_and_one_without_mask_is_not():
+    found = tokenizer("$A", "$A $B")
+    assert Vocabulary.from_tokenizer(found).pad_id == found.eos_token_id  # stands for it, since nobody sees padding
+    found.eos_token = None
     with pytest.raises(UserError, match="no padding token"):
-        Vocabulary.from_tokenizer(tokenizer("$A", "$A $B"))
+        Vocabulary.from_tokenizer(found)
     assert Vocabulary.from_tokenizer(tokenizer("$A", "$A $B", pad_token="<pad>")).mask_id is None

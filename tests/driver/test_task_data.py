@@ -24,6 +24,7 @@ RETRIEVAL = {
     "ignore_identical_ids": False,
     "bm25": None,
     "controls": [],
+    "lexical": None,
     "max_length": None,
     "batch_tokens": 64,
 }

@@ -232,12 +232,11 @@ def first_gradient(folder: Path) -> torch.Tensor:
 
 
 def train_all(processes: ProcessGroup, folder: Path) -> None:
-    for layout, num_shards in (("replicated", 1), ("sharded", processes.size)):
-        for name in NAMES:
-            objective = precise_objective(name)
-            train(folder / layout / name, name, objective=objective, processes=replace(processes, num_shards=num_shards))
+    for name in NAMES:
+        train(folder / name, name, objective=precise_objective(name), processes=processes)
 
 
 if __name__ == "__main__":
-    with process_group(device="cpu", num_threads=1, timeout_seconds=60) as group:
+    num_shards = {"replicated": 1, "sharded": 2}[sys.argv[2]]
+    with process_group(device="cpu", num_threads=1, timeout_seconds=60, num_shards=num_shards) as group:
         train_all(group, Path(sys.argv[1]))
