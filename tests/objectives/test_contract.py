@@ -8,7 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_pairs import NAMES, batch_of, first_gradient, make_objective, node_of, precise_objective, rows_of, tiny_encoder, train
+from tiny_pairs import (
+    LAYOUTS,
+    NAMES,
+    batch_of,
+    first_gradient,
+    make_objective,
+    node_of,
+    precise_objective,
+    rows_of,
+    tiny_encoder,
+    train,
+)
 
 from mlmx.data.batch import Batch
 from mlmx.models.load import load_encoder
@@ -77,17 +88,18 @@ def test_accumulation_gives_the_same_losses(name, tmp_path):
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
 
 
-@pytest.fixture(scope="module", params=["replicated", "sharded"])
+@pytest.fixture(scope="module", params=LAYOUTS)
 def two_ranks(request, tmp_path_factory) -> Path:
     """All objectives trained by one and the same pair of processes, with weights that both have or that are divided."""
-    folder = tmp_path_factory.mktemp(request.param)
-    run_ranks(2, "tests.objectives.tiny_pairs", folder, request.param)
+    folder = tmp_path_factory.mktemp("two") / request.param
+    run_ranks(2, "tests.objectives.tiny_pairs", folder)
     return folder
 
 
 def test_two_ranks_equal_one(name, tmp_path, two_ranks):
-    train(tmp_path, name, objective=precise_objective(name))
-    assert len(losses(tmp_path)) == 20
+    _, num_steps = LAYOUTS[two_ranks.name]
+    train(tmp_path, name, objective=precise_objective(name), max_steps=num_steps)
+    assert len(losses(tmp_path)) == num_steps
     assert losses(two_ranks / name) == pytest.approx(losses(tmp_path), rel=1e-6)
     one, two = first_gradient(tmp_path), first_gradient(two_ranks / name)
     assert (two - one).norm() <= 1e-6 * one.norm()

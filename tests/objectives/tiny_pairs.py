@@ -39,6 +39,9 @@ from tests.tiny import SPECIALS, TRAINER, numbered_tokenizer, scratch_encoder
 CONF = Path(__file__).parents[2] / "conf" / "objective"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 
+# Of two processes: how many share one copy of the weights, and the steps that are compared; a divided model takes its time.
+LAYOUTS = {"replicated": (1, 10), "sharded": (2, 4)}
+
 NUM_LEMMAS, NUM_ENDINGS = 60, 20
 VOCABULARY_SIZE = len(SPECIALS) + 2 * NUM_LEMMAS + NUM_ENDINGS
 
@@ -231,12 +234,9 @@ def first_gradient(folder: Path) -> torch.Tensor:
     return load_file(folder / "gradient.safetensors")["gradient"]
 
 
-def train_all(processes: ProcessGroup, folder: Path) -> None:
-    for name in NAMES:
-        train(folder / name, name, objective=precise_objective(name), processes=processes)
-
-
 if __name__ == "__main__":
-    num_shards = {"replicated": 1, "sharded": 2}[sys.argv[2]]
+    target = Path(sys.argv[1])
+    num_shards, num_steps = LAYOUTS[target.name]
     with process_group(device="cpu", num_threads=1, timeout_seconds=60, num_shards=num_shards) as group:
-        train_all(group, Path(sys.argv[1]))
+        for each in NAMES:
+            train(target / each, each, objective=precise_objective(each), processes=group, max_steps=num_steps)

@@ -210,6 +210,7 @@ def test_the_pairs_that_a_curation_keeps(tmp_path, encoder, caplog):
     assert "1 of 4 training sentences are longer than max_length=5; 1 pieces are cut off" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_chain_curates_and_translates(tmp_path):
     sizes = ["num_layers=1", "hidden_size=32", "num_heads=2", "intermediate_size=64"]
     small = ["model.tokenizer.vocab_size=500", "corpus.num_pairs=200", *(f"model.{one}" for one in sizes)]
