@@ -25,6 +25,11 @@ class Schedule(ABC):
     def at(self, progress: float) -> float:
         """Return the number at a progress in [0, 1]."""
 
+    @property
+    @abstractmethod
+    def most(self) -> float:
+        """The largest number there is."""
+
 
 class Constant(Schedule):
     """The same all the time.
@@ -37,6 +42,10 @@ class Constant(Schedule):
         self.value = value
 
     def at(self, progress: float) -> float:
+        return self.value
+
+    @property
+    def most(self) -> float:
         return self.value
 
 
@@ -54,6 +63,10 @@ class Linear(Schedule):
     def at(self, progress: float) -> float:
         return self.start + (self.end - self.start) * progress
 
+    @property
+    def most(self) -> float:
+        return max(self.start, self.end)
+
 
 class Cosine(Schedule):
     """Half a wave of the cosine: changes slowly first and last.
@@ -68,6 +81,10 @@ class Cosine(Schedule):
 
     def at(self, progress: float) -> float:
         return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    @property
+    def most(self) -> float:
+        return max(self.start, self.end)
 
 
 class Piecewise(Schedule):
@@ -90,6 +107,23 @@ class Piecewise(Schedule):
         if self._between == "linear":
             return float(np.interp(progress, self._places, self._values))
         return self._values[int(np.searchsorted(self._places, progress, side="right")) - 1]
+
+    @property
+    def most(self) -> float:
+        return max(self._values)
+
+
+def ratio_at(ratio: float | Schedule, progress: float | None) -> float:
+    """Return what a ratio is when a batch is made.
+
+    Args:
+        ratio: of a masking objective: a number, or a schedule.
+        progress: as ``mlmx.data.batch.BatchContext`` has it.
+
+    Raises:
+        UserError: if it is a schedule and the progress is None.
+    """
+    return ratio.at(known_progress(progress, "objective")) if isinstance(ratio, Schedule) else ratio
 
 
 def known_progress(progress: float | None, setting: str) -> float:

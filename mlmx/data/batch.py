@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -98,6 +98,14 @@ class Collator(ABC):
     @abstractmethod
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         """Return the batch of these rows; a pure function of its arguments."""
+
+
+Kind = TypeVar("Kind", bound=Collator)
+
+
+def extended(collator: Collator, kind: type[Kind], **more: object) -> Kind:
+    """Return a collator of a kind that has the given one's settings, which must be a dataclass, and more."""
+    return kind(**{field.name: getattr(collator, field.name) for field in fields(collator)}, **more)  # type: ignore[arg-type]
 
 
 def packed_batch(

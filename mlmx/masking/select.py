@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mlmx.keyed import integers, uniform
 from mlmx.masking.units import Draws, Rows, Selection, Units, budgets, first_of_rows, random_order, sums_before
-from mlmx.schedules import Schedule, known_progress
+from mlmx.schedules import Schedule, ratio_at
 
 
 class Policy(Protocol):
@@ -46,12 +46,15 @@ def at_progress(policy: AnyPolicy, progress: float | None) -> AnyPolicy:
     Raises:
         UserError: if it has one, and the progress is None: not known when batches are made.
     """
-    if not isinstance(policy.ratio, Schedule):
-        return policy
+    return with_ratio(policy, ratio_at(policy.ratio, progress)) if isinstance(policy.ratio, Schedule) else policy
+
+
+def with_ratio(policy: AnyPolicy, ratio: float) -> AnyPolicy:
+    """Return a policy that selects by the same rule another part of the tokens."""
     if isinstance(policy, FrequencyWeighted):
-        return replace(policy, policy=at_progress(policy.policy, progress))
-    now: AnyPolicy = replace(policy, ratio=policy.ratio.at(known_progress(progress, "objective")))  # type: ignore[type-var]
-    return now
+        return replace(policy, policy=with_ratio(policy.policy, ratio))
+    other: AnyPolicy = replace(policy, ratio=ratio)  # type: ignore[type-var]
+    return other
 
 
 def fixed(ratio: float | Schedule) -> float:

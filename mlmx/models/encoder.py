@@ -23,6 +23,7 @@ from mlmx.errors import user_error
 from mlmx.models import attention, probe
 from mlmx.models.attention import Direction
 from mlmx.models.dropout import dropout_of, set_dropout
+from mlmx.models.early_exit import Reached, leaving_at
 from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights, pair_flops
 from mlmx.models.head import LanguageModelHead
 from mlmx.models.packing import filled_up, sorted_by_length
@@ -125,15 +126,14 @@ class Encoder(nn.Module):
         if self.layers is None:
             return self.hidden_states(batch)[layer]
 
-        def leave(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            raise _Reached(args[0] if args else kwargs["hidden_states"])
-
         # What a layer hands on is what the next one is given.
-        hook = self.layers[layer].register_forward_pre_hook(leave, with_kwargs=True)
-        try:
+        with leaving_at(self.layers[layer]):
             return self._run(batch, all_layers=False)[0]
-        finally:
-            hook.remove()
+
+    @property
+    def initializer_range(self) -> float:
+        """Standard deviation of its initial weights, for what is added to it."""
+        return float(getattr(self.base.config, "initializer_range", 0.02))
 
     @cached_property
     def layers(self) -> nn.ModuleList | None:
@@ -375,7 +375,7 @@ class Encoder(nn.Module):
         extra[given] = inputs[given]
         try:
             output = self.base(output_hidden_states=all_layers, return_dict=True, **extra)
-        except _Reached as reached:
+        except Reached as reached:
             return [reached.states]
         return list(output.hidden_states) if all_layers else [output.last_hidden_state]
 
@@ -391,14 +391,6 @@ def language_model_class(config: PreTrainedConfig) -> Any:
     """Return the Auto class that gives a model its language-model head: the masked one where the family has one."""
     only_causal = type(config) in AutoModelForCausalLM._model_mapping and type(config) not in AutoModelForMaskedLM._model_mapping
     return AutoModelForCausalLM if only_causal else AutoModelForMaskedLM
-
-
-class _Reached(Exception):  # noqa: N818 - no error: what was asked for is there, and the rest need not run
-    """Leaves a model in the middle, with the vectors that stand there."""
-
-    def __init__(self, states: Tensor) -> None:
-        super().__init__()
-        self.states = states
 
 
 _INPUTS = ("input_ids", "position_ids")

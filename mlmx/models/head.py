@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from mlmx.models.early_exit import Reached, leaving_at
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -35,17 +37,11 @@ class LanguageModelHead(nn.Module):
 
     def transform(self, hidden: Tensor) -> Tensor:
         """Return what the layer of the vocabulary, the head's last, is given: (N, width of an embedding). It does not run."""
-
-        def leave(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            raise _Reached(given[0])
-
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(leave)
         try:
-            self.model(inputs_embeds=hidden[None], return_dict=True)
-        except _Reached as reached:
-            return reached.given[0]
-        finally:
-            hook.remove()
+            with leaving_at(self.model.get_output_embeddings()):
+                self.model(inputs_embeds=hidden[None], return_dict=True)
+        except Reached as reached:
+            return reached.states[0]
         raise AssertionError("a language model's logits come from its output embeddings")
 
     def save(self, folder: Path, base: PreTrainedModel) -> None:
@@ -56,14 +52,6 @@ class LanguageModelHead(nn.Module):
             self.model.save_pretrained(folder)
         finally:
             setattr(self.model, self.model.base_model_prefix, stand_in)
-
-
-class _Reached(Exception):  # noqa: N818 - no error: what was asked for is there, and the rest need not run
-    """Leaves a model in the middle, with the vectors that stand there."""
-
-    def __init__(self, given: Tensor) -> None:
-        super().__init__()
-        self.given = given
 
 
 class _Given(nn.Module):

@@ -82,15 +82,6 @@ class Alternate(Composite):
         self._ratios = {name: float(part["ratio"]) for name, part in given.items()}
         super().__init__(encoder, corpus, {name: part["objective"] for name, part in given.items()})
 
-    @staticmethod
-    def check_settings(*, parts: Mapping[str, Part | None]) -> None:
-        """Refuse to alternate between nothing.
-
-        Raises:
-            UserError: if there is no part, or a name cannot be one.
-        """
-        given_parts(parts)
-
     def shares(self, active: Sequence[str], progress: float) -> Mapping[str, float]:
         total = sum(self._ratios[name] for name in active)
         return {name: self._ratios[name] / total for name in active}

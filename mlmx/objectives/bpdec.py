@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mlmx.build import Ratio
-from mlmx.data.batch import Batch
+from mlmx.data.batch import Batch, extended
 from mlmx.data.rows import CorpusInfo, TokenRows
 from mlmx.errors import user_error
 from mlmx.keyed import uniform
@@ -112,7 +112,7 @@ class BPDec(MaskedObjective):
         self.check_settings(visible_mask_ratios=visible_mask_ratios)
         policy = BernoulliTokens(mask_ratio) if selection == "bernoulli" else ExactTokens(mask_ratio)
         collator = masked_collator(encoder, policy, corruption)
-        super().__init__(encoder, BPDecCollator(**{name: getattr(collator, name) for name in asdict(collator)}, mix=mix))
+        super().__init__(encoder, extended(collator, BPDecCollator, mix=mix))
         self.decoder = nn.ModuleList(DecoderLayer(encoder.base.config) for _ in visible_mask_ratios)
         self.visible_mask_ratios = visible_mask_ratios
         self.mix: Mix = mix

@@ -7,7 +7,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +21,7 @@ from mlmx.keyed import fold, stream
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective, Output
 from mlmx.objectives.views import sides_of, stacked
+from mlmx.objectives.wrapper import WrappingCollator
 
 PartSettings = TypeVar("PartSettings")
 
@@ -58,30 +59,20 @@ class CompositeCollator(Collator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnDraws(Collator):
+class OwnDraws(WrappingCollator):
     """Another collator's batches, with random choices of their own: independent of those that others make for the same rows.
 
     Attributes:
-        collator: the other one.
         name: what the choices are keyed by, beside the rows' keys.
     """
 
-    collator: Collator
     name: str
 
-    @property
-    def view(self) -> Literal["segment", "pair"]:  # type: ignore[override]
-        return self.collator.view
-
-    @property
-    def separator(self) -> Separator:  # type: ignore[override]
-        return self.collator.separator
-
     def arranged(self, rows: TokenRows, context: BatchContext) -> TokenRows:
-        return self.collator.arranged(rows, self._own(context))
+        return super().arranged(rows, self._own(context))
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
-        return self.collator(rows, self._own(context))
+        return super().__call__(rows, self._own(context))
 
     def _own(self, context: BatchContext) -> BatchContext:
         return replace(context, keys=fold(context.keys, stream(self.name)))
@@ -144,6 +135,15 @@ class Composite(Objective):
         }
         self.batch_coupled = any(part.batch_coupled for part in self.parts.values())
         self._last_active: Sequence[str] = ()
+
+    @staticmethod
+    def check_settings(*, parts: Mapping[str, Any]) -> None:
+        """Refuse to train nothing.
+
+        Raises:
+            UserError: if there is no part, or a name cannot be one.
+        """
+        given_parts(parts)
 
     @property
     def parts(self) -> dict[str, Objective]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,9 @@ from mlmx.data.batch import Batch
 from mlmx.data.plan import partition
 from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import Pooling, pool
+
+Similarity = Literal["cosine", "dot"]
+"""How vectors are compared: as they are by ``dot``, the inner product; by ``cosine`` after they are scaled to length 1."""
 
 
 def embed_rows(encoder: Encoder, batch: Batch, *, pooling: Pooling, chunk_tokens: int | None) -> Tensor:

@@ -24,7 +24,6 @@ from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops, num_linear_weights
 from mlmx.objectives.masked import ratio_metric, select
 from mlmx.objectives.objective import Objective, Output
-from mlmx.objectives.rts import initial_range
 from mlmx.schedules import ScheduledRatio
 from mlmx.training.parallel import current
 
@@ -122,7 +121,7 @@ class ClusterRandomTokenSubstitution(Objective):
         self.encoder = encoder
         self.weights = {"detection": 1.0}
         self.beta, self.update, self.parity = beta, update, parity
-        self.head = DetectionHead(encoder.hidden_size, initializer_range=initial_range(encoder))
+        self.head = DetectionHead(encoder.hidden_size, initializer_range=encoder.initializer_range)
         self._collator = ClusterCollator(policy=BernoulliTokens(replace_ratio))
         cluster = np.array(clusters.of(corpus)["cluster"], np.int64)
         ordinary = encoder.vocabulary.ordinary_ids

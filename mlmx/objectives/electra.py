@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mlmx.build import PositiveFloat
-from mlmx.data.batch import Batch
+from mlmx.data.batch import Batch, extended
 from mlmx.data.rows import CorpusInfo, TokenRows
 from mlmx.keyed import uniform
 from mlmx.masking.corrupt import Corruption
@@ -28,7 +28,6 @@ from mlmx.models.flops import linear_flops, num_linear_weights
 from mlmx.models.generator import small_generator
 from mlmx.objectives.masked import MaskedCollator, masked_collator, ratio_metric
 from mlmx.objectives.objective import Objective, Output
-from mlmx.objectives.rts import initial_range
 from mlmx.schedules import ScheduledRatio
 
 
@@ -102,14 +101,14 @@ class Electra(Objective):
         encoder.drop_head()
         self.encoder = encoder
         self.generator = small_generator(encoder, generator_ratio)
-        self.head = DetectionHead(encoder.hidden_size, initializer_range=initial_range(encoder))
+        self.head = DetectionHead(encoder.hidden_size, initializer_range=encoder.initializer_range)
         self.weights = {"mlm": 1.0, "detection": detection_weight}
         self.exported = export
         forbidden = np.ones(encoder.base.get_input_embeddings().num_embeddings, bool)
         forbidden[encoder.vocabulary.ordinary_ids] = False
         self.register_buffer("forbidden", torch.from_numpy(forbidden), persistent=False)
         collator = masked_collator(encoder, ExactTokens(mask_ratio), corruption)
-        self._collator = ElectraCollator(**{name: getattr(collator, name) for name in asdict(collator)})
+        self._collator = extended(collator, ElectraCollator)
 
     def collator(self) -> ElectraCollator:
         return self._collator

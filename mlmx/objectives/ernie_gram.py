@@ -27,7 +27,6 @@ from mlmx.models.identities import IdentityHead
 from mlmx.objectives.masked import ratio_metric
 from mlmx.objectives.ngram_rows import NgramCollator
 from mlmx.objectives.objective import Objective, Output
-from mlmx.objectives.rts import initial_range
 from mlmx.schedules import ScheduledRatio
 
 
@@ -102,7 +101,7 @@ class ErnieGram(Objective):
         words = encoder.base.get_input_embeddings()
         self.num_words = words.num_embeddings
         entries = ordinary_entries(encoder, ngrams, corpus)
-        deviation = initial_range(encoder)
+        deviation = encoder.initializer_range
         self.ngrams = nn.Embedding(len(entries), words.embedding_dim)
         self.slot_places = nn.Embedding(ngrams.longest, words.embedding_dim)
         for embedding in (self.ngrams, self.slot_places):

@@ -4,21 +4,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mlmx.build import NonNegativeFloat, Positive, PositiveFloat
-from mlmx.data.batch import Batch, BatchContext
+from mlmx.data.batch import Batch, BatchContext, extended
 from mlmx.data.rows import CorpusInfo, TokenRows
 from mlmx.errors import user_error
 from mlmx.keyed import fold, integers, stream
 from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import Pooling
+from mlmx.objectives.contrast import Similarity
 from mlmx.objectives.objective import Output
-from mlmx.objectives.submodels import Similarity, SubmodelContrast, choice_loss, divergence, num_right
+from mlmx.objectives.submodels import SubmodelContrast, choice_loss, divergence, num_right
 from mlmx.objectives.views import EqualViews, Positives, ViewsCollator
 
 
@@ -120,8 +121,9 @@ class Matryoshka2d(SubmodelContrast):
             raise user_error("objective.width_step", message)
         self.weights = {**dict.fromkeys(terms, 1.0), "kl": kl_weight}
         self.detach_teacher = detach_teacher
-        self._collator = Matryoshka2dCollator(
-            **{name: getattr(self._collator, name) for name in asdict(self._collator)},
+        self._collator = extended(
+            self._collator,
+            Matryoshka2dCollator,
             num_layers=encoder.num_layers,
             hidden_size=encoder.hidden_size,
             width_step=width_step,

@@ -4,19 +4,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from mlmx.build import Positive, Ratio
-from mlmx.data.batch import BatchContext
+from mlmx.build import Positive
+from mlmx.data.batch import Batch, BatchContext
 from mlmx.data.rows import CorpusInfo, TokenRows
 from mlmx.keyed import fold, stream
 from mlmx.masking.select import random_units
 from mlmx.masking.units import Draws, Units
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.clm import CausalLanguageModeling, NextTokenCollator
+from mlmx.objectives.masked import ratio_metric
+from mlmx.objectives.objective import Output
+from mlmx.schedules import Schedule, ScheduledRatio, ratio_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +28,20 @@ class MaskedNextTokenCollator(NextTokenCollator):
     """Masks some tokens of what the encoder reads in training; what it predicts stays.
 
     Attributes:
-        ratio: part of a row's tokens that is masked.
+        ratio: part of a row's tokens that is masked; where it is a schedule, the batch also holds ``mask_ratio`` ().
         mask_id: the mask token.
         num_shared_masks: how many masks there are, of which all rows of a step have the same; None: each row has its own.
     """
 
-    ratio: float
+    ratio: float | Schedule
     mask_id: int
     num_shared_masks: int | None
+
+    def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
+        batch = super().__call__(rows, context)
+        if context.held_out or not isinstance(self.ratio, Schedule):
+            return batch
+        return replace(batch, tensors={**batch.tensors, "mask_ratio": torch.tensor(ratio_at(self.ratio, context.progress))})
 
     def given(self, rows: TokenRows, context: BatchContext) -> NDArray[np.int64]:
         if context.held_out:
@@ -45,7 +55,8 @@ class MaskedNextTokenCollator(NextTokenCollator):
         # The last token predicts nothing, so that its mask would teach nothing.
         before_last = tokens.first + 1 < rows.cu_seqlens[tokens.row + 1]
         tokens = Units(*(part[before_last] for part in (tokens.first, tokens.size, tokens.row, tokens.index)))
-        num = np.maximum(np.floor(self.ratio * rows.lengths), self.ratio > 0).astype(np.int64)
+        ratio = ratio_at(self.ratio, context.progress)
+        num = np.maximum(np.floor(ratio * rows.lengths), ratio > 0).astype(np.int64)
         keys = context.keys
         if self.num_shared_masks is not None:
             keys = np.full_like(keys, fold(np.array([stream("shared mask")]), context.step % self.num_shared_masks)[0])
@@ -55,7 +66,8 @@ class MaskedNextTokenCollator(NextTokenCollator):
 class MaskEnhancedAutoregression(CausalLanguageModeling):
     """Predicts each token from those before it, of which some are masked (MEAP).
 
-    Held-out rows are read without masks, as a model is used. The metric is ``accuracy``.
+    Held-out rows are read without masks, as a model is used. Metrics are ``accuracy`` and, of a part to mask that follows a
+    schedule, ``mask_ratio``.
 
     Source:
         Zhuang et al. 2025, Mask-Enhanced Autoregressive Prediction: Pay Less Attention to Learn More, ICML, arXiv:2502.07490,
@@ -78,7 +90,7 @@ class MaskEnhancedAutoregression(CausalLanguageModeling):
     """
 
     def __init__(
-        self, encoder: Encoder, corpus: CorpusInfo, *, input_mask_ratio: Ratio, shared_mask_cycle: Positive | None
+        self, encoder: Encoder, corpus: CorpusInfo, *, input_mask_ratio: ScheduledRatio, shared_mask_cycle: Positive | None
     ) -> None:
         """Choose how much is masked.
 
@@ -92,3 +104,7 @@ class MaskEnhancedAutoregression(CausalLanguageModeling):
         super().__init__(encoder, corpus)
         mask_id = encoder.vocabulary.required_mask_id()
         self._collator = MaskedNextTokenCollator(ratio=input_mask_ratio, mask_id=mask_id, num_shared_masks=shared_mask_cycle)
+
+    def forward(self, batch: Batch) -> Output:
+        output = super().forward(batch)
+        return replace(output, metrics={**output.metrics, **ratio_metric(batch)})

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlmx.build import NonNegative, Positive, PositiveFloat
-from mlmx.data.batch import Batch, BatchContext
+from mlmx.data.batch import Batch, BatchContext, extended
 from mlmx.data.rows import CorpusInfo, TokenRows
 from mlmx.errors import user_error
 from mlmx.keyed import integers
@@ -113,9 +113,7 @@ class Mirror(Objective):
         """
         super().__init__()
         self.check_settings(span_tokens=span_tokens, min_tokens=min_tokens)
-        mask_id = encoder.vocabulary.mask_id
-        if mask_id is None:
-            raise user_error("model", "its tokenizer has no mask token, which this objective needs.")
+        mask_id = encoder.vocabulary.required_mask_id()
         encoder.drop_head()
         self.encoder = encoder
         self.weights = {TERM: 1.0}
@@ -124,12 +122,7 @@ class Mirror(Objective):
         self.chunk_tokens = chunk_tokens
         self._needs_dropout = span_tokens == 0 and equal_views == "refuse"
         views = views_collator(encoder, corpus, "dropout", per_example={TERM: 2})
-        self._collator = MirrorCollator(
-            **{name: getattr(views, name) for name in asdict(views)},
-            mask_id=mask_id,
-            span_tokens=span_tokens,
-            min_tokens=min_tokens,
-        )
+        self._collator = extended(views, MirrorCollator, mask_id=mask_id, span_tokens=span_tokens, min_tokens=min_tokens)
 
     @staticmethod
     def check_settings(*, span_tokens: int, min_tokens: int, **_: object) -> None:

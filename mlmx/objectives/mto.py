@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,50 +13,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlmx.build import NonNegativeFloat, PositiveFloat, Unbuilt
-from mlmx.data.batch import Batch, BatchContext, Collator
+from mlmx.data.batch import Batch, BatchContext
 from mlmx.data.rows import CorpusInfo, TokenRows
-from mlmx.data.vocabulary import Separator
 from mlmx.errors import user_error
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops
 from mlmx.objectives.masked import MaskedCollator, MaskedObjective
 from mlmx.objectives.objective import Objective, Output
-from mlmx.objectives.wrapper import Wrapper, innermost
+from mlmx.objectives.wrapper import Wrapper, WrappingCollator, innermost
 
 # Where a row has fewer masks or visible tokens than another.
 _NONE = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimisedCollator(Collator):
+class OptimisedCollator(WrappingCollator):
     """Another collator's batches, with the places of mask tokens and of those that can be seen.
 
     Adds ``masks`` (S, M) and ``visible`` (S, N) int64: the positions of each row's mask tokens, and of its ordinary tokens that are
     none; -1 where a row has fewer.
 
     Attributes:
-        collator: the other one.
         mask_id: the mask token.
         special_ids: all special tokens.
     """
 
-    collator: MaskedCollator
     mask_id: int
     special_ids: tuple[int, ...]
 
-    @property
-    def view(self) -> Literal["segment", "pair"]:  # type: ignore[override]
-        return self.collator.view
-
-    @property
-    def separator(self) -> Separator:  # type: ignore[override]
-        return self.collator.separator
-
-    def arranged(self, rows: TokenRows, context: BatchContext) -> TokenRows:
-        return self.collator.arranged(rows, context)
-
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
-        batch = self.collator(rows, context)
+        batch = super().__call__(rows, context)
         input_ids, cu_seqlens = (batch.tensors[name].numpy() for name in ("input_ids", "cu_seqlens"))
         row = np.arange(batch.num_rows).repeat(np.diff(cu_seqlens))
         visible = by_row(np.flatnonzero(~np.isin(input_ids, self.special_ids)), row, batch.num_rows)

@@ -15,7 +15,7 @@ from mlmx.keyed import uniform
 from mlmx.masking.ngrams import NgramTable, fewest_units
 from mlmx.masking.select import random_units
 from mlmx.masking.units import Draws, Units, budgets, ranges, sums_before
-from mlmx.schedules import Schedule, known_progress
+from mlmx.schedules import Schedule, ratio_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,11 @@ class NgramCollator(Collator):
     mask_id: int
 
     def arranged(self, rows: TokenRows, context: BatchContext) -> TokenRows:
-        return self._masked(rows, Draws(context.keys), self._ratio(context)).rows
+        return self._masked(rows, Draws(context.keys), ratio_at(self.mask_ratio, context.progress)).rows
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         draws = Draws(context.keys)
-        ratio = self._ratio(context)
+        ratio = ratio_at(self.mask_ratio, context.progress)
         masked = self._masked(rows, draws, ratio)
         input_ids = masked.rows.input_ids.copy()
         input_ids[masked.masks] = input_ids[masked.slots] = self.mask_id
@@ -92,11 +92,6 @@ class NgramCollator(Collator):
             arrays |= {"draws": uniform(draws.of("sample", row, place)), "made_up": made_up, "judged": judged}
             counts |= {"generator": len(masked.masks), "detection": len(judged)}
         return packed_batch(masked.rows, context, counts=counts, input_ids=input_ids, position_ids=masked.positions, **arrays)
-
-    def _ratio(self, context: BatchContext) -> float:
-        if not isinstance(self.mask_ratio, Schedule):
-            return self.mask_ratio
-        return self.mask_ratio.at(known_progress(context.progress, "objective"))
 
     def _masked(self, rows: TokenRows, draws: Draws, ratio: float) -> _Masked:
         units, identities = fewest_units(self.table, rows.input_ids, rows, draws)

@@ -22,7 +22,6 @@ from mlmx.models import probe
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops
 from mlmx.objectives.objective import Objective, Output
-from mlmx.objectives.rts import initial_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +103,7 @@ class PositionPrediction(Objective):
         self.encoder = encoder
         self.weights = {"position": 1.0}
         self.head = nn.Linear(encoder.hidden_size, encoder.max_length)
-        nn.init.normal_(self.head.weight, std=initial_range(encoder))
+        nn.init.normal_(self.head.weight, std=encoder.initializer_range)
         nn.init.zeros_(self.head.bias)
         self._collator = PositionCollator(hidden=ExactTokens(hidden_ratio))
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mlmx.build import NonNegativeFloat, PositiveFloat
 from mlmx.data.arrays import Arrays
-from mlmx.data.batch import Batch, BatchContext, packed_batch
+from mlmx.data.batch import Batch, BatchContext, extended, packed_batch
 from mlmx.data.encoding import offsets_of
 from mlmx.data.gather import Side, Source, gather
 from mlmx.data.rows import CorpusInfo, TokenRows
@@ -29,7 +29,6 @@ from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops, num_linear_weights
 from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator, select
 from mlmx.objectives.objective import Output
-from mlmx.objectives.rts import initial_range
 from mlmx.schedules import ScheduledRatio
 
 
@@ -198,8 +197,9 @@ class RepresentativeWords(MaskedObjective):
             parity: what is compared, see *Deviations*.
         """
         masked = masked_collator(encoder, WholeWords(mask_ratio, count_specials=False, last_word="fair"), corruption)
-        collator = WordSetCollator(
-            **{name: getattr(masked, name) for name in asdict(masked)},
+        collator = extended(
+            masked,
+            WordSetCollator,
             sets=word_sets.of(corpus),
             layout=encoder.vocabulary.pair_layout("template"),
             single=encoder.vocabulary.single,
@@ -211,7 +211,7 @@ class RepresentativeWords(MaskedObjective):
         # A bias of the score would be the same for both sets.
         dense, score = nn.Linear(encoder.hidden_size, encoder.hidden_size), nn.Linear(encoder.hidden_size, 1, bias=False)
         for linear in (dense, score):
-            nn.init.normal_(linear.weight, std=initial_range(encoder))
+            nn.init.normal_(linear.weight, std=encoder.initializer_range)
         nn.init.zeros_(dense.bias)
         self.scorer = nn.Sequential(dense, nn.Tanh(), score)
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlmx.build import PositiveFloat, Ratio
-from mlmx.data.batch import Batch
+from mlmx.data.batch import Batch, extended
 from mlmx.data.rows import CorpusInfo, TokenRows
 from mlmx.errors import user_error
 from mlmx.masking.corrupt import Corruption
@@ -110,7 +110,7 @@ class RetroMAE(MaskedObjective):
             raise user_error("model", message)
         policy = BernoulliTokens(mask_ratio) if parity == "paper" else WholeWords(mask_ratio, False, "fair")
         collator = masked_collator(encoder, policy, corruption, view=resolve_view(view, corpus))
-        super().__init__(encoder, self.collator_class(**{name: getattr(collator, name) for name in asdict(collator)}))
+        super().__init__(encoder, extended(collator, self.collator_class))
         self.weights = {"mlm": 1.0, "decoder": decoder_weight}
         self.decoder = self.decoder_class(encoder, decoder_mask_ratio, parity)
 

@@ -96,7 +96,7 @@ class RandomTokenSubstitution(Objective):
         self.encoder = encoder
         self.weights = {"detection": 1.0}
         self.labels = "replaced" if parity == "paper" else "chosen"
-        self.head = DetectionHead(encoder.hidden_size, initializer_range=initial_range(encoder))
+        self.head = DetectionHead(encoder.hidden_size, initializer_range=encoder.initializer_range)
         self._collator = SubstitutionCollator(policy=BernoulliTokens(replace_ratio), ordinary_ids=encoder.vocabulary.ordinary_ids)
 
     def collator(self) -> SubstitutionCollator:
@@ -111,8 +111,3 @@ class RandomTokenSubstitution(Objective):
     def flops(self, batch: Batch) -> int:
         encoder = self.encoder.flops(batch)
         return encoder + linear_flops(num_linear_weights(self.head), batch.num_tokens) if encoder else 0
-
-
-def initial_range(encoder: Encoder) -> float:
-    """Return the standard deviation of an encoder's initial weights, for what is added to it."""
-    return float(getattr(encoder.base.config, "initializer_range", 0.02))

@@ -18,7 +18,6 @@ from mlmx.models.flops import linear_flops, num_linear_weights
 from mlmx.models.pooling import Pooling
 from mlmx.objectives.contrast import contrastive_loss, embed_rows, gather_rows
 from mlmx.objectives.objective import Objective, Output
-from mlmx.objectives.rts import initial_range
 from mlmx.objectives.views import TERM, EqualViews, Positives, ViewsCollator, require_dropout, views_collator
 
 
@@ -111,7 +110,7 @@ class SimCSE(Objective):
 def projection(encoder: Encoder) -> nn.Sequential:
     """Return the layer that stands between vectors and their comparison while an encoder is trained, (S, D) to (S, D)."""
     linear = nn.Linear(encoder.hidden_size, encoder.hidden_size)
-    nn.init.normal_(linear.weight, std=initial_range(encoder))
+    nn.init.normal_(linear.weight, std=encoder.initializer_range)
     nn.init.zeros_(linear.bias)
     return nn.Sequential(linear, nn.Tanh())
 

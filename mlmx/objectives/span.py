@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mlmx.build import NonNegativeFloat, Positive
-from mlmx.data.batch import Batch
+from mlmx.data.batch import Batch, extended
 from mlmx.data.rows import CorpusInfo, TokenRows
 from mlmx.masking.corrupt import Corruption
 from mlmx.masking.spans import GeometricSpans
@@ -124,11 +124,7 @@ class SpanMasking(MaskedObjective):
         collator = masked_collator(encoder, policy, corruption)
         super().__init__(
             encoder,
-            SpanCollator(
-                **{name: getattr(collator, name) for name in asdict(collator)},
-                max_boundary_tokens=max_boundary_tokens,
-                whole_rows=parity == "paper",
-            ),
+            extended(collator, SpanCollator, max_boundary_tokens=max_boundary_tokens, whole_rows=parity == "paper"),
         )
         self.weights = {"mlm": 1.0, "sbo": boundary_weight}
         self.boundary_head = BoundaryHead(encoder, max_boundary_tokens, position_size)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -12,21 +12,22 @@ import torch
 from torch import Tensor
 
 from mlmx.build import Positive, Ratio
-from mlmx.data.batch import Batch, BatchContext
+from mlmx.data.batch import Batch, BatchContext, extended
 from mlmx.data.rows import CorpusInfo, TokenRows
 from mlmx.errors import user_error
 from mlmx.keyed import fold
 from mlmx.masking.corrupt import Corruption, corrupt
-from mlmx.masking.select import WholeWords
+from mlmx.masking.select import WholeWords, with_ratio
 from mlmx.masking.units import Draws
 from mlmx.models.cross_entropy import cross_entropy
 from mlmx.models.decoder import DecoderLayer, SortedRows
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights
 from mlmx.models.truncate import require_plain_layers
-from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator, resolve_view
+from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator, ratio_metric, resolve_view
 from mlmx.objectives.objective import Output
 from mlmx.objectives.submodels import name_of, submodels_of
+from mlmx.schedules import Schedule, ScheduledRatio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +38,17 @@ class SMAECollator(MaskedCollator):
     with all those of the encoder; ``decoded_targets`` (Q,) int64, what stood there.
 
     Attributes:
-        decoder_policy: selects the tokens for the decoder.
+        decoder_ratio: how many tokens are selected for the decoder, by the same policy.
         num_encoders: how many encoders predict each token.
     """
 
-    decoder_policy: WholeWords
+    decoder_ratio: float
     num_encoders: int
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         batch = super().__call__(rows, context)
         # Words stand in the same random order, and the larger budget takes more of them; what becomes of them is drawn anew.
-        selection = self.decoder_policy(rows, Draws(context.keys))
+        selection = with_ratio(self.policy, self.decoder_ratio)(rows, Draws(context.keys))
         decoder_ids = corrupt(
             rows.input_ids,
             selection,
@@ -109,7 +110,7 @@ class StarbucksSMAE(MaskedObjective):
         corpus: CorpusInfo,
         *,
         pairs: tuple[tuple[Positive, Positive], ...] | None,
-        mask_ratio: Ratio,
+        mask_ratio: ScheduledRatio,
         decoder_mask_ratio: Ratio,
         corruption: Corruption,
         view: Literal["segment", "pair", "corpus"],
@@ -133,29 +134,24 @@ class StarbucksSMAE(MaskedObjective):
             raise user_error("model", "its tokenizer puts no special token before a text, whose vector could stand for the text.")
         if encoder.base.get_input_embeddings().weight.shape[1] != encoder.hidden_size:
             raise user_error("model", "its embeddings have another width than its layers, so that no vector can stand among them.")
-        policies = [WholeWords(ratio, False, "fair") for ratio in (mask_ratio, decoder_mask_ratio)]
-        collator = masked_collator(encoder, policies[0], corruption, view=resolve_view(view, corpus))
-        super().__init__(
-            encoder,
-            SMAECollator(
-                **{name: getattr(collator, name) for name in asdict(collator)},
-                decoder_policy=policies[1],
-                num_encoders=len(smaller) + 1,
-            ),
-        )
+        policy = WholeWords(mask_ratio, False, "fair")
+        collator = masked_collator(encoder, policy, corruption, view=resolve_view(view, corpus))
+        more = {"decoder_ratio": decoder_mask_ratio, "num_encoders": len(smaller) + 1}
+        super().__init__(encoder, extended(collator, SMAECollator, **more))
         self.weights = {"mlm": 0.5, "decoder": 0.5}
         self.pairs = [*smaller, (encoder.num_layers, encoder.hidden_size)]
         self.decoder = DecoderLayer(encoder.base.config)
 
     @staticmethod
-    def check_settings(*, mask_ratio: float, decoder_mask_ratio: float, **_: object) -> None:
+    def check_settings(*, mask_ratio: float | Schedule, decoder_mask_ratio: float, **_: object) -> None:
         """Refuse a decoder that has fewer masks than the encoder.
 
         Raises:
             UserError: if it has.
         """
-        if decoder_mask_ratio < mask_ratio:
-            message = f"{decoder_mask_ratio} is below mask_ratio={mask_ratio}: what the encoder predicts, the decoder predicts too."
+        most = mask_ratio.most if isinstance(mask_ratio, Schedule) else mask_ratio
+        if decoder_mask_ratio < most:
+            message = f"{decoder_mask_ratio} is below mask_ratio={most}: what the encoder predicts, the decoder predicts too."
             raise user_error("objective.decoder_mask_ratio", message)
 
     def forward(self, batch: Batch) -> Output:
@@ -175,6 +171,7 @@ class StarbucksSMAE(MaskedObjective):
         metrics = {
             "accuracy": (right["mlm"].sum(), len(outputs) * count["mlm"]),
             "decoder_accuracy": (right["decoder"].sum(), len(outputs) * count["decoder"]),
+            **ratio_metric(batch),
         }
         metrics |= {f"{name}_accuracy": (of_one["mlm"][1], count["mlm"]) for name, of_one in outputs.items()}
         return Output(terms, metrics)

@@ -12,10 +12,10 @@ from mlmx.data.batch import Batch
 from mlmx.data.rows import CorpusInfo
 from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import Pooling
+from mlmx.objectives.contrast import Similarity
 from mlmx.objectives.objective import Output
 from mlmx.objectives.submodels import (
     KLOn,
-    Similarity,
     SubmodelContrast,
     choice_loss,
     divergence,

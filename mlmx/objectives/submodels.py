@@ -18,11 +18,10 @@ from mlmx.errors import Problem, UserError
 from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import Pooling
 from mlmx.models.truncate import require_plain_layers
-from mlmx.objectives.contrast import embed_layers, gather_rows, similarities
+from mlmx.objectives.contrast import Similarity, embed_layers, gather_rows, similarities
 from mlmx.objectives.objective import Objective
 from mlmx.objectives.views import EqualViews, Positives, ViewsCollator, require_dropout, views_collator
 
-Similarity = Literal["cosine", "dot"]
 KLOn = Literal["scores", "coordinates"]
 
 _LEAST_WIDTH = 8

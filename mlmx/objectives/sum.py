@@ -74,15 +74,6 @@ class Sum(Composite):
         self._schedules = {name: part.get("schedule") for name, part in given.items()}
         super().__init__(encoder, corpus, {name: part["objective"] for name, part in given.items()})
 
-    @staticmethod
-    def check_settings(*, parts: Mapping[str, Part | None]) -> None:
-        """Refuse a sum of nothing.
-
-        Raises:
-            UserError: if there is no part, or a name cannot be one.
-        """
-        given_parts(parts)
-
     def shares(self, active: Sequence[str], progress: float) -> Mapping[str, float]:
         values = {name: 1.0 if schedule is None else schedule.at(progress) for name, schedule in self._schedules.items()}
         return {name: self._weights[name] * values[name] for name in active}

@@ -3,10 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from mlmx.data.batch import Batch, Collator
+from mlmx.data.batch import Batch, BatchContext, Collator
+from mlmx.data.rows import TokenRows
+from mlmx.data.vocabulary import Separator
 from mlmx.objectives.objective import Objective, Output
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrappingCollator(Collator):
+    """Another collator, as it is; subclasses change something of its batches.
+
+    Attributes:
+        collator: the other one.
+    """
+
+    collator: Collator
+
+    @property
+    def view(self) -> Literal["segment", "pair"]:  # type: ignore[override]
+        return self.collator.view
+
+    @property
+    def separator(self) -> Separator:  # type: ignore[override]
+        return self.collator.separator
+
+    def arranged(self, rows: TokenRows, context: BatchContext) -> TokenRows:
+        return self.collator.arranged(rows, context)
+
+    def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
+        return self.collator(rows, context)
 
 
 class Wrapper(Objective):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,12 +18,10 @@ from mlmx.data.rows_from_text import TextRows
 from mlmx.keyed import fold
 from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import Pooling
-from mlmx.objectives.contrast import contrastive_loss, embed_rows, gather_rows
+from mlmx.objectives.contrast import Similarity, contrastive_loss, embed_rows, gather_rows
 from mlmx.objectives.objective import Objective, Output
 
 TERM = "retrieval"
-
-Similarity = Literal["cosine", "dot"]
 
 _NO_DOCUMENT = -1
 

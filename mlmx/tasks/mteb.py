@@ -17,8 +17,8 @@ from mlmx.build import Positive
 from mlmx.errors import nearest, user_error
 from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import Pooling
+from mlmx.objectives.contrast import Similarity
 from mlmx.objectives.objective import Objective
-from mlmx.tasks.bi_encoder import Similarity
 from mlmx.tasks.embedding import Embedding, ResolvedEmbedding
 from mlmx.tasks.task import Evaluation, Score, Task
 

@@ -19,8 +19,8 @@ from mlmx.fingerprint import canonical_json
 from mlmx.models.encoder import Encoder
 from mlmx.models.load import untrained
 from mlmx.models.pooling import Pooling
+from mlmx.objectives.contrast import Similarity
 from mlmx.objectives.objective import Objective
-from mlmx.tasks.bi_encoder import Similarity
 from mlmx.tasks.bm25 import BM25
 from mlmx.tasks.embedding import Embedding, Purpose
 from mlmx.tasks.lexical import Lexical

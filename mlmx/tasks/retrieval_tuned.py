@@ -15,8 +15,9 @@ from mlmx.data.rows import RowDataset
 from mlmx.errors import Problem, UserError, user_error
 from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import Pooling
+from mlmx.objectives.contrast import Similarity
 from mlmx.objectives.objective import Objective
-from mlmx.tasks.bi_encoder import BiEncoder, QueryRows, Similarity
+from mlmx.tasks.bi_encoder import BiEncoder, QueryRows
 from mlmx.tasks.bm25 import BM25
 from mlmx.tasks.retrieval import Control, Retrieval
 from mlmx.tasks.retrieval_data import Collection, RetrievalData

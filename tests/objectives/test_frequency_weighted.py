@@ -17,7 +17,7 @@ def weighted(inner: str, alpha: float = 0.5, **settings):
     return build(node, tiny_encoder(), PARALLEL, where="objective")
 
 
-@pytest.mark.parametrize("name", ["mlm", "span", "rts", "electra", "lem"])
+@pytest.mark.parametrize("name", ["mlm", "span", "rts", "electra", "lem", "starbucks_smae"])
 def test_with_alpha_0_it_is_the_other_objective(name):
     alone, wrapped = batch_of(make_objective(name), EVERYTHING), batch_of(weighted(name, alpha=0.0), EVERYTHING)
     assert wrapped.counts == alone.counts
@@ -49,6 +49,11 @@ def test_frequent_tokens_are_selected_less_often():
     assert rising[2] > 2.0
     # As many as ever, all the same.
     assert selected(1.0).sum() == selected(0.0).sum()
+
+
+def test_a_decoder_s_masks_are_weighted_like_the_encoder_s():
+    batch = batch_of(weighted("starbucks_smae", alpha=1.0), EVERYTHING)
+    assert set(batch.tensors["selected"].tolist()) < set(batch.tensors["decoded"].tolist())
 
 
 def test_schedules_and_parts_go_with_it(tmp_path):

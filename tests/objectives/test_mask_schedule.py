@@ -13,10 +13,10 @@ from mlmx.build import build, problems_of
 from mlmx.data.batch import BatchContext
 from mlmx.errors import UserError
 
-SETTINGS = ("mask_ratio", "replace_ratio")
-# It selects by a rule of its own and takes a number.
-FIXED = ("starbucks_smae",)
-MASKING = [name for name in NAMES if name not in FIXED and set(SETTINGS) & set(node_of(name))]
+SETTINGS = ("mask_ratio", "replace_ratio", "input_mask_ratio")
+MASKING = [name for name in NAMES if set(SETTINGS) & set(node_of(name))]
+# What a falling ratio must stay below.
+OTHERS = {"starbucks_smae": {"decoder_mask_ratio": 0.7}}
 FALLING = {"_target_": "mlmx.schedules.Linear", "_version_": 1, "start": 0.6, "end": 0.2}
 
 
@@ -26,18 +26,26 @@ def setting_of(name: str) -> str:
 
 @pytest.mark.parametrize("name", MASKING)
 def test_a_scheduled_ratio_is_at_each_progress_what_the_number_would_be(name):
-    scheduled = make_objective(name, **{setting_of(name): FALLING})
+    others = OTHERS.get(name, {})
+    scheduled = make_objective(name, **{setting_of(name): FALLING}, **others)
     rows = rows_of(scheduled)
     for progress, ratio in ((0.0, 0.6), (0.5, 0.4), (1.0, 0.2)):
         batch = batch_of(scheduled, range(8), rows=rows, progress=progress)
         tensors = dict(batch.tensors)
         assert tensors.pop("mask_ratio").item() == pytest.approx(ratio)
-        fixed = batch_of(make_objective(name, **{setting_of(name): ratio}), range(8), rows=rows)
+        fixed = batch_of(make_objective(name, **{setting_of(name): ratio}, **others), range(8), rows=rows)
         assert batch.counts == fixed.counts
         assert tensors.keys() == fixed.tensors.keys()
         assert all(torch.equal(tensor, fixed.tensors[key]) for key, tensor in tensors.items())
         value, count = scheduled(batch).metrics["mask_ratio"]
         assert (float(value), float(count)) == (pytest.approx(ratio), 1.0)
+
+
+def test_a_decoder_has_more_masks_than_a_schedule_s_largest_ratio():
+    rising = {"_target_": "mlmx.schedules.Piecewise", "_version_": 1, "points": [[0, 0.1], [0.3, 0.5]], "between": "linear"}
+    for schedule, most in ((FALLING, 0.6), (rising, 0.5)):
+        with pytest.raises(UserError, match=rf"decoder_mask_ratio: 0\.4 is below mask_ratio={most}"):
+            make_objective("starbucks_smae", mask_ratio=schedule)
 
 
 def test_the_ratio_is_logged_and_falls(tmp_path):
