@@ -21,6 +21,7 @@ from mlmx.stage import StageDir
 
 _ESTIMATE = "mlmx.training.estimate"
 _ESTIMATE_SECONDS = 300.0
+_CAPTION = "Estimates of the encoder and its language-model head; what an objective adds to them (a generator, a decoder) is not counted."
 _ABSENT = "-"
 _MEBIBYTE = 2**20
 
@@ -48,6 +49,8 @@ def plan(config: Mapping[str, Any]) -> None:
         "memory",
         title=f"plan of {config['name']}",
         title_justify="left",
+        caption=_CAPTION if estimates else None,
+        caption_justify="left",
     )
     for one in placed:
         costs = estimates.get(one.fingerprint, {})
