@@ -21,7 +21,9 @@ from mlmx.stage import StageDir
 
 _ESTIMATE = "mlmx.training.estimate"
 _ESTIMATE_SECONDS = 300.0
-_CAPTION = "Estimates of the encoder and its language-model head; what an objective adds to them (a generator, a decoder) is not counted."
+_CAPTION = (
+    "Estimates of the encoder and its language-model head; what an objective adds to them (a generator, a decoder) is not counted."
+)
 _ABSENT = "-"
 _MEBIBYTE = 2**20
 
