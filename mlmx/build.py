@@ -9,6 +9,7 @@ never reach the constructor:
 ``_no_effect_``  settings without effect on results, left out of the fingerprint.
 ``_tasks_``      settings of a task that may name another task of the run: it comes first, and leaves something to read.
 ``_about_``      of a task: where its data come from, and its main score; see ``mlmx.about``.
+``_needs_dropout_``  of an objective: the settings, with their values, with which it needs a training with dropout.
 ``_statistics_`` settings of an objective that are statistics of its corpus: each is collected by a stage of its own.
 ``_no_effect_on_training_``  settings of a task that say only how it judges: changed, it judges what was fine-tuned before.
 

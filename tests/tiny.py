@@ -78,20 +78,21 @@ def numbered_tokenizer(vocabulary_size: int) -> PreTrainedTokenizerFast:
 
 
 def scratch_encoder(
-    tokenizer: PreTrainedTokenizerFast, *, max_length: int, seed: int = 0, architecture: str = "bert", hidden_size: int = 32
-) -> Encoder:
-    """An encoder of two layers with random weights."""
+    tokenizer: PreTrainedTokenizerFast, *, max_length: int, seed: int = 0, architecture: str = "bert", hidden_size: int = 32,
+    num_layers: int = 2, attention: str = "bidirectional",
+) -> Encoder:  # fmt: skip
+    """An encoder with random weights."""
     torch.manual_seed(seed)
     return Scratch(
         tokenizer,
         architecture=architecture,
-        num_layers=2,
+        num_layers=num_layers,
         hidden_size=hidden_size,
         num_heads=4,
         intermediate_size=2 * hidden_size,
         max_length=max_length,
         initializer_range=0.02,
-        attention="bidirectional",
+        attention=attention,
         tokenizer=None,
     ).build()
 

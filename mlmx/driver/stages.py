@@ -120,6 +120,9 @@ def _contradictions(pretraining: _Pretraining) -> list[Problem]:
     if _says(pretraining.objective, "_needs_parallel_") and pretraining.corpus.get("_parallel_") is False:
         message = f"{objective} needs pairs of sentences, and the corpus {_name_of(pretraining.corpus, '')} has none."
         problems.append(Problem(f"{pretraining.where}corpus", message))
+    if _needs_dropout(pretraining.objective) and pretraining.trainer.get("dropout") == 0:
+        message = f"is 0, and {objective} tells the two views of a row apart by dropout; set it to 0.1."
+        problems.append(Problem(f"{pretraining.where}trainer.dropout", message))
     return problems
 
 
@@ -226,6 +229,15 @@ def _says(node: Any, key: str) -> bool:
     if isinstance(node, Mapping):
         return bool(node.get(key)) or any(_says(inner, key) for inner in node.values())
     return isinstance(node, list | tuple) and any(_says(inner, key) for inner in node)
+
+
+def _needs_dropout(node: Any) -> bool:
+    """Tell whether a node, or one inside it, has the settings with which its YAML says that it needs dropout."""
+    if isinstance(node, Mapping):
+        settings = node.get("_needs_dropout_")
+        needs = settings is not None and all(node.get(name) == value for name, value in settings.items())
+        return needs or any(_needs_dropout(inner) for inner in node.values())
+    return isinstance(node, list | tuple) and any(map(_needs_dropout, node))
 
 
 def _name_of(node: Mapping[str, Any], otherwise: str) -> str:

@@ -119,6 +119,10 @@ class Draws:
         draws.weights = weights
         return draws
 
+    def weighted_by(self, token_weights: NDArray[np.float64] | None, input_ids: NDArray[np.int64]) -> Draws:
+        """Return the choices where tokens have the weights (V,) of their ids (T,); None: these choices."""
+        return self if token_weights is None else self.weighted(token_weights[input_ids])
+
     def order(self, units: Units) -> NDArray[np.int64]:
         """Return one key for each unit, by which :func:`random_order` orders them.
 

@@ -98,7 +98,7 @@ def drawn_cross_entropy(
         right, () int64.
     """
     sizes = sizes_S.tolist()
-    at_once = max(1, MAX_NUMBERS // (vocab_size * max(hidden_PD.shape[1], *sizes)))
+    at_once = max(1, MAX_NUMBERS // (vocab_size * max([hidden_PD.shape[1], *sizes])))
     losses, num_right = [], targets_P.new_zeros(())
     start = 0
     for first in range(0, len(sizes), at_once):

@@ -28,8 +28,8 @@ def small_generator(encoder: Encoder, size_ratio: float) -> Encoder:
     words = encoder.base.get_input_embeddings()
     vocab_size, embedding_size = words.weight.shape
     width = round(size_ratio * encoder.hidden_size)
-    num_heads = max(1, width // _HEAD_SIZE)
-    hidden_size = width - width % num_heads
+    num_heads = max(1, round(width / _HEAD_SIZE))
+    hidden_size = num_heads * _HEAD_SIZE if width >= _HEAD_SIZE else width
     if hidden_size < 1:
         raise user_error("objective.generator_ratio", f"{size_ratio:g} of a width of {encoder.hidden_size} leaves nothing.")
     config = ElectraConfig(

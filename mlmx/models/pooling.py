@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,6 +18,7 @@ from mlmx.errors import user_error
 from mlmx.models.bag_of_words import largest_entries
 from mlmx.models.encoder import Encoder
 from mlmx.models.inference import by_batch
+from mlmx.models.sentence import SentenceModel
 
 # What a layer of width 384 makes of so many tokens, 12 MiB between its two large linear layers, stays in the cache of a CPU.
 _CPU_BATCH_TOKENS = 2048
@@ -45,6 +47,33 @@ def pool(states: Tensor, cu_seqlens: Tensor, pooling: Pooling) -> Tensor:
     index = rows[:, None].expand_as(states)
     pooled = states.new_zeros(len(lengths), states.shape[1])
     return pooled.scatter_reduce(0, index, states, "mean" if pooling == "mean" else "amax", include_self=False)
+
+
+def require_pooling(encoder: Encoder, pooling: Pooling, *, where: str) -> None:
+    """Refuse the first token's state where it knows nothing of a text.
+
+    Raises:
+        UserError: if ``pooling`` is ``cls``, and the tokenizer puts no special token before a text or the encoder is causal.
+    """
+    if pooling == "cls" and not encoder.vocabulary.single.prefix:
+        raise user_error(where, "its tokenizer puts no special token before a text, whose vector could stand for the text (cls).")
+    if pooling == "cls" and encoder.direction == "causal":
+        raise user_error(
+            where, "the first token of a causal encoder sees nothing of the text, so that its vector (cls) is always the same."
+        )
+
+
+def train_pooling(encoder: Encoder, pooling: Pooling, *, normalize: bool, where: str) -> None:
+    """Take down how texts become vectors in a training, so that tasks and the exported folder make them in the same way.
+
+    Raises:
+        UserError: as ``require_pooling`` does.
+    """
+    require_pooling(encoder, pooling, where=where)
+    told = SentenceModel(pooling=pooling, normalize=normalize, max_length=None)
+    if (before := encoder.sentence) is not None:
+        told = replace(told, max_length=before.max_length, prompts=before.prompts, default_prompt=before.default_prompt)
+    encoder.sentence = told
 
 
 def resolve_layer(layer: int | Literal["last"], num_layers: int, *, where: str) -> int:

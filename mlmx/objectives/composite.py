@@ -63,7 +63,7 @@ class OwnDraws(WrappingCollator):
     """Another collator's batches, with random choices of their own: independent of those that others make for the same rows.
 
     Attributes:
-        name: what the choices are keyed by, beside the rows' keys.
+        name: what the choices are keyed by, beside the rows' keys and the seed.
     """
 
     name: str
@@ -75,7 +75,8 @@ class OwnDraws(WrappingCollator):
         return super().__call__(rows, self._own(context))
 
     def _own(self, context: BatchContext) -> BatchContext:
-        return replace(context, keys=fold(context.keys, stream(self.name)))
+        key = stream(self.name)
+        return replace(context, keys=fold(context.keys, key), seed=int(fold(np.array([context.seed], np.int64), key)[0]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,8 @@ class Composite(Objective):
         """Build the parts around one encoder.
 
         Raises:
-            UserError: if names are no identifiers, or parts join pairs in different ways.
+            UserError: if names are no identifiers, parts join pairs in different ways, or one exports another encoder than they
+                share.
         """
         super().__init__()
         self.encoder = encoder
@@ -125,9 +127,12 @@ class Composite(Objective):
         for name, part in parts.items():
             # Who needs no language-model head drops it; it stays if any part needs it, with its weights.
             encoder.head = head
-            self.add_module(f"part_{name}", part.build(encoder, corpus))
+            built = part.build(encoder, corpus)
+            self.add_module(f"part_{name}", built)
             keeps_head |= encoder.head is not None
             head = head if encoder.head is None else encoder.head
+            if built.exported is not encoder:
+                raise user_error(f"objective.parts.{name}.objective.export", "what parts share and is exported is the encoder.")
         encoder.head = head if keeps_head else None
         shares = self.shares(self.names, 0.0)
         self.weights = {
@@ -196,6 +201,10 @@ class Composite(Objective):
     def flops(self, batch: Batch) -> int:
         each = [self.parts[name].flops(part_of(batch, name)) for name in self.active(batch)]
         return sum(each) if all(each) else 0
+
+    def before_step(self) -> None:
+        for part in self.parts.values():
+            part.before_step()
 
     def after_step(self, step: int) -> None:
         for name in self._last_active:

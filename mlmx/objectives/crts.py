@@ -159,15 +159,17 @@ class ClusterRandomTokenSubstitution(Objective):
 
     def probabilities(self) -> Tensor:
         """Return with which probability a token of each cluster is replaced by one of each other, (K, K) float64."""
-        counts_KK = self.confusions.double()
-        least, most = counts_KK.amin(1, keepdim=True), counts_KK.amax(1, keepdim=True)
+        counts_KK, empty_K = self.confusions.double(), self.offsets.diff() == 0
+        least = counts_KK.masked_fill(empty_K, torch.inf).amin(1, keepdim=True)
+        most = counts_KK.masked_fill(empty_K, -torch.inf).amax(1, keepdim=True)
         scaled_KK = (counts_KK - least) / (most - least).clamp(min=1)
-        empty_K = self.offsets.diff() == 0
         return (self.beta * scaled_KK).masked_fill(empty_K, -torch.inf).softmax(1)
+
+    def before_step(self) -> None:
+        self._new.zero_()
 
     def after_step(self, step: int) -> None:
         self.confusions += current().sum(self._new)
-        self._new.zero_()
 
     def flops(self, batch: Batch) -> int:
         encoder = self.encoder.flops(batch)
@@ -185,9 +187,6 @@ class ClusterRandomTokenSubstitution(Objective):
         return replace(batch, tensors={**batch.tensors, "input_ids": input_ids.index_copy(0, selected, drawn_P)})
 
     def _count(self, originals_T: Tensor, given_T: Tensor, replaced_T: Tensor, said_T: Tensor) -> None:
-        # Without gradients yet, this is a step's first micro-batch, also where a step that the memory was too small for is redone.
-        if self.head.logit.bias.grad is None:
-            self._new.zero_()
         from_T, to_T = self.cluster[originals_T], self.cluster[given_T]
         counted_T = from_T >= 0  # not special tokens
         if self.update == "replaced":

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -64,10 +63,11 @@ class Electra(Objective):
         in [0, 1) that decide what is made up.
 
     Deviations:
-        The selected tokens of a row are different ones, exactly ``max(1, round(mask_ratio * ordinary tokens))`` (the released code
-        draws them with replacement and counts special tokens). What is made up is never a special token. Word embeddings are
-        shared, position embeddings are not. What is drawn is a function of seed, epoch and row, by the inverse of the summed
-        probabilities rather than by Gumbel noise: the same distribution.
+        ``corruption`` is by default that of the released code; in the paper all selected tokens are masked. The selected tokens of
+        a row are different ones, exactly ``max(1, round(mask_ratio * ordinary tokens))`` (the released code draws them with
+        replacement and counts special tokens). What is made up is never a special token. Word embeddings are shared, position
+        embeddings are not. What is drawn is a function of seed, epoch and row, by the inverse of the summed probabilities rather
+        than by Gumbel noise: the same distribution. The validation loss is judged on what the generator makes up at the time.
 
     Raises:
         UserError: if the tokenizer has no mask token, or the generator would have no width.
@@ -103,7 +103,7 @@ class Electra(Objective):
         self.generator = small_generator(encoder, generator_ratio)
         self.head = DetectionHead(encoder.hidden_size, initializer_range=encoder.initializer_range)
         self.weights = {"mlm": 1.0, "detection": detection_weight}
-        self.exported = export
+        self._export = export
         forbidden = np.ones(encoder.base.get_input_embeddings().num_embeddings, bool)
         forbidden[encoder.vocabulary.ordinary_ids] = False
         self.register_buffer("forbidden", torch.from_numpy(forbidden), persistent=False)
@@ -141,5 +141,6 @@ class Electra(Objective):
         head = linear_flops(num_linear_weights(self.generator.head), batch.counts["mlm"])
         return encoder + generator + head + linear_flops(num_linear_weights(self.head), batch.num_tokens)
 
-    def export(self, folder: Path) -> None:
-        (self.encoder if self.exported == "discriminator" else self.generator).save(folder)
+    @property
+    def exported(self) -> Encoder:
+        return self.encoder if self._export == "discriminator" else self.generator

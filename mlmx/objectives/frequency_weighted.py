@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,13 +14,14 @@ from mlmx.errors import user_error
 from mlmx.masking.select import FrequencyWeighted
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective
-from mlmx.objectives.wrapper import Wrapper
+from mlmx.objectives.wrapper import Wrapper, WrappingCollator
 
 
 class FrequencyWeightedSelection(Wrapper):
     """Any masking objective, with tokens selected the more seldom the more frequent they are in the corpus.
 
-    How many are selected, in what units, and everything else is as the other objective says.
+    How many are selected, in what units, and everything else is as the other objective says; but where each token is selected by
+    itself (``selection: bernoulli``) and the weights differ much, fewer are: no probability is above 1.
 
     Source:
         facebookresearch/XLM, ``xlm/trainer.py`` (``mask_out``) with ``sample_alpha``.
@@ -62,12 +63,22 @@ class FrequencyWeightedSelection(Wrapper):
         super().__init__(objective.build(encoder, corpus))
         occurrences = np.asarray(counts.of(corpus)["count"], np.float64)
         self._token_weights = np.maximum(occurrences, 1.0) ** -alpha
-        inner = self.inner.collator()
-        if not is_dataclass(inner) or "policy" not in {field.name for field in fields(inner)}:
+        if self._weighted(self.inner.collator()) is None:
             message = f"{type(self.inner).__name__} selects no tokens by a policy that weights could change."
             raise user_error("objective.objective", message)
 
     def collator(self) -> Collator:
-        inner = self.inner.collator()
-        weighted: Collator = replace(inner, policy=FrequencyWeighted(inner.policy, self._token_weights))  # type: ignore[type-var, attr-defined]
+        weighted = self._weighted(self.inner.collator())
+        assert weighted is not None, "the constructor has asked"
         return weighted
+
+    def _weighted(self, collator: Collator) -> Collator | None:
+        # None where nothing is selected that weights could change.
+        if isinstance(collator, WrappingCollator):
+            inner = self._weighted(collator.collator)
+            return None if inner is None else replace(collator, collator=inner)
+        if (policy := getattr(collator, "policy", None)) is not None:
+            return replace(collator, policy=FrequencyWeighted(policy, self._token_weights))  # type: ignore[type-var]
+        if hasattr(collator, "token_weights"):
+            return replace(collator, token_weights=self._token_weights)  # type: ignore[type-var]
+        return None

@@ -38,9 +38,10 @@ class LexinvariantLanguageModeling(Objective):
 
     Deviations:
         ``embedding_std`` is the square root of 1/D by default, with which inner products with normed vectors begin at a variance of
-        1; the paper's rows have 1. All tokens are drawn, special ones too; the paper's regularisation, which draws some, is left
-        out. The exported encoder has one more draw for its word embeddings, which nothing has trained, so that it can be judged and
-        fine-tuned like any other.
+        1, but for the token just read: its vector is part of the encoder's, so that it begins as the likeliest, and the loss above
+        log V, the more the wider the encoder. The paper's rows have 1. All tokens are drawn, special ones too; the paper's
+        regularisation, which draws some, is left out. The exported encoder has one more draw for its word embeddings, which nothing
+        has trained, so that it can be judged and fine-tuned like any other.
 
     Raises:
         UserError: if the encoder's word embeddings are not as wide as its layers, or it runs on padded rows and ignores causal

@@ -152,13 +152,14 @@ def masked_collator(
     """Return the collator for an encoder's vocabulary.
 
     Raises:
-        UserError: if the tokenizer has no mask token.
+        UserError: if something is to be masked and the tokenizer has no mask token.
     """
     vocabulary = encoder.vocabulary
+    needed = vocabulary.required_mask_id() if corruption.mask else vocabulary.mask_id
     return MaskedCollator(
         policy=policy,
         corruption=corruption,
-        mask_id=vocabulary.required_mask_id(),
+        mask_id=-1 if needed is None else needed,
         ordinary_ids=vocabulary.ordinary_ids,
         view=view,
         separator=separator,

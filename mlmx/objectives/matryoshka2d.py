@@ -25,7 +25,7 @@ from mlmx.objectives.views import EqualViews, Positives, ViewsCollator
 
 @dataclass(frozen=True, kw_only=True)
 class Matryoshka2dCollator(ViewsCollator):
-    """Adds which part of the encoder a global batch trains: ``part`` (2,) int64, a layer and a width.
+    """Adds which part of the encoder a global batch trains: ``part`` (2,) int64, a layer and a width (held out: the middle ones).
 
     Attributes:
         num_layers: of the encoder; the layer is below it.
@@ -39,16 +39,20 @@ class Matryoshka2dCollator(ViewsCollator):
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         batch = super().__call__(rows, context)
-        # The same for all processes, so it depends on no row.
-        key = fold(fold(np.array([context.seed]), stream("part")), context.step)
-        layer = 1 + integers(fold(key, 0), self.num_layers - 1)
-        width = self.width_step * (1 + integers(fold(key, 1), (self.hidden_size - 1) // self.width_step))
-        return replace(batch, tensors={**batch.tensors, "part": torch.from_numpy(np.concatenate([layer, width]))})
+        num_layers, num_widths = self.num_layers - 1, (self.hidden_size - 1) // self.width_step
+        if context.held_out:
+            layer, width = (num_layers + 1) // 2, (num_widths + 1) // 2
+        else:
+            # The same for all processes, so it depends on no row.
+            key = fold(fold(np.array([context.seed]), stream("part")), context.step)
+            layer, width = (1 + int(integers(fold(key, i), num)[0]) for i, num in enumerate((num_layers, num_widths)))
+        return replace(batch, tensors={**batch.tensors, "part": torch.tensor([layer, self.width_step * width])})
 
 
 class Matryoshka2d(SubmodelContrast):
     """Trains the vectors of the last layer and those of a random one, whole and cut to a random width (2DMSE).
 
+    Held-out rows are judged by the layer and the width in the middle, so that their losses compare.
     Metrics are ``accuracy``, the part of the examples whose second view is the nearest by the whole encoder, and ``part_accuracy``,
     the same by the part that the step trains.
 

@@ -31,11 +31,13 @@ class MaskedNextTokenCollator(NextTokenCollator):
         ratio: part of a row's tokens that is masked; where it is a schedule, the batch also holds ``mask_ratio`` ().
         mask_id: the mask token.
         num_shared_masks: how many masks there are, of which all rows of a step have the same; None: each row has its own.
+        token_weights: (V,) see :class:`mlmx.masking.select.FrequencyWeighted`; None: all tokens are equally likely.
     """
 
     ratio: float | Schedule
     mask_id: int
     num_shared_masks: int | None
+    token_weights: NDArray[np.float64] | None = None
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         batch = super().__call__(rows, context)
@@ -60,7 +62,8 @@ class MaskedNextTokenCollator(NextTokenCollator):
         keys = context.keys
         if self.num_shared_masks is not None:
             keys = np.full_like(keys, fold(np.array([stream("shared mask")]), context.step % self.num_shared_masks)[0])
-        return tokens.first[random_units(tokens, Draws(keys).of("select", tokens.row, tokens.index), num)]
+        draws = Draws(keys).weighted_by(self.token_weights, rows.input_ids)
+        return tokens.first[random_units(tokens, draws.order(tokens), num)]
 
 
 class MaskEnhancedAutoregression(CausalLanguageModeling):

@@ -19,7 +19,7 @@ from mlmx.errors import user_error
 from mlmx.keyed import integers
 from mlmx.masking.units import Draws, Units
 from mlmx.models.encoder import Encoder
-from mlmx.models.pooling import Pooling
+from mlmx.models.pooling import Pooling, train_pooling
 from mlmx.objectives.contrast import contrastive_loss, embed_rows, gather_rows
 from mlmx.objectives.objective import Objective, Output
 from mlmx.objectives.views import TERM, EqualViews, ViewsCollator, require_dropout, views_collator
@@ -114,6 +114,7 @@ class Mirror(Objective):
         super().__init__()
         self.check_settings(span_tokens=span_tokens, min_tokens=min_tokens)
         mask_id = encoder.vocabulary.required_mask_id()
+        train_pooling(encoder, pooling, normalize=True, where="objective.pooling")
         encoder.drop_head()
         self.encoder = encoder
         self.weights = {TERM: 1.0}

@@ -30,8 +30,8 @@ _NONE = -1
 class OptimisedCollator(WrappingCollator):
     """Another collator's batches, with the places of mask tokens and of those that can be seen.
 
-    Adds ``masks`` (S, M) and ``visible`` (S, N) int64: the positions of each row's mask tokens, and of its ordinary tokens that are
-    none; -1 where a row has fewer.
+    Adds ``mask_places`` (S, M) and ``visible_places`` (S, N) int64: the positions of each row's mask tokens, and of its ordinary
+    tokens that are none; -1 where a row has fewer.
 
     Attributes:
         mask_id: the mask token.
@@ -50,7 +50,10 @@ class OptimisedCollator(WrappingCollator):
         # Among fewer than two tokens there is nothing to be even about.
         even = (visible != _NONE).sum(axis=1) > 1
         counts = {"singularity": int((visible != _NONE).sum()), "evenness": int((masks[even] != _NONE).sum())}
-        tensors = {"visible": torch.from_numpy(visible), "masks": torch.from_numpy(np.where(even[:, None], masks, _NONE))}
+        tensors = {
+            "visible_places": torch.from_numpy(visible),
+            "mask_places": torch.from_numpy(np.where(even[:, None], masks, _NONE)),
+        }
         return replace(batch, tensors={**batch.tensors, **tensors}, counts={**batch.counts, **counts})
 
 
@@ -75,7 +78,7 @@ class MaskedTokenOptimization(Wrapper):
         0 where a mask is equally near to all, and at most 1.
 
     Shapes:
-        ``masks`` (S, M), ``visible`` (S, N): positions among the batch's packed tokens, -1 where a row has fewer.
+        ``mask_places`` (S, M), ``visible_places`` (S, N): positions among the batch's packed tokens, -1 where a row has fewer.
 
     Deviations:
         All of it, see *Source*: both terms and their weights are ours. The recalibration of attention, by which visible tokens see
@@ -132,7 +135,7 @@ class MaskedTokenOptimization(Wrapper):
     def singularity(self, batch: Batch) -> Tensor:
         """Return the sum over visible tokens of the squared cosine between their embeddings and the mask's."""
         words = self.encoder.base.get_input_embeddings()
-        visible = batch.tensors["visible"]
+        visible = batch.tensors["visible_places"]
         ids = batch.tensors["input_ids"][visible.clamp(min=0)][visible != _NONE]
         mask_1D, visible_VD = (directions(words(given)) for given in (ids.new_full((1,), self._collator.mask_id), ids))
         return (visible_VD @ mask_1D[0]).square().sum()
@@ -140,7 +143,7 @@ class MaskedTokenOptimization(Wrapper):
     def evenness(self, batch: Batch) -> Tensor:
         """Return the sum over mask tokens of how far they are from being equally near to all visible tokens of their row."""
         states_TD = directions(self.encoder.states_at(batch, 0))
-        masks_SM, visible_SN = batch.tensors["masks"], batch.tensors["visible"]
+        masks_SM, visible_SN = batch.tensors["mask_places"], batch.tensors["visible_places"]
         cosines_SMN = states_TD[masks_SM.clamp(min=0)] @ states_TD[visible_SN.clamp(min=0)].transpose(1, 2)
         there_SN = visible_SN != _NONE
         logits_SMN = (cosines_SMN / self.temperature).masked_fill(~there_SN[:, None], torch.finfo(cosines_SMN.dtype).min)
@@ -151,7 +154,7 @@ class MaskedTokenOptimization(Wrapper):
 
     def flops(self, batch: Batch) -> int:
         inner = self.inner.flops(batch)
-        masks, visible = batch.tensors["masks"], batch.tensors["visible"]
+        masks, visible = batch.tensors["mask_places"], batch.tensors["visible_places"]
         pairs = ((masks != _NONE).sum(dim=1) * (visible != _NONE).sum(dim=1)).sum() + (visible != _NONE).sum()
         return inner + linear_flops(self.encoder.hidden_size, int(pairs)) if inner else 0
 

@@ -56,12 +56,14 @@ class NgramCollator(Collator):
         mask_ratio: part of the units of a row that is masked; where it is a schedule, the batch also holds ``mask_ratio`` ().
         made_up_ratio: part of the masks that is filled in; None: none, and nothing is judged.
         mask_id: the mask token.
+        token_weights: (V,) see :class:`mlmx.masking.select.FrequencyWeighted`; None: all units are equally likely.
     """
 
     table: NgramTable
     mask_ratio: float | Schedule
     made_up_ratio: float | None
     mask_id: int
+    token_weights: NDArray[np.float64] | None = None
 
     def arranged(self, rows: TokenRows, context: BatchContext) -> TokenRows:
         return self._masked(rows, Draws(context.keys), ratio_at(self.mask_ratio, context.progress)).rows
@@ -98,7 +100,8 @@ class NgramCollator(Collator):
         ordinary = (rows.words[units.first] >= 0).nonzero()[0]
         choices = Units(*(getattr(units, name)[ordinary] for name in ("first", "size", "row", "index")))
         budget = budgets(np.bincount(choices.row, minlength=rows.num_rows), ratio)
-        masked = ordinary[random_units(choices, draws.of("select", choices.row, choices.index), budget)]
+        draws = draws.weighted_by(self.token_weights, rows.input_ids)
+        masked = ordinary[random_units(choices, draws.order(choices), budget)]
         masked.sort()
         # Slots are for n-grams: what a single token is, its mask is asked for.
         ngrams = masked[units.size[masked] > 1]

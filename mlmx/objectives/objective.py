@@ -78,9 +78,17 @@ class Objective(nn.Module, ABC):
         """Return the batch as the encoder reads it, as far as that is known before any training; here it is as it was collated."""
         return batch
 
+    def before_step(self) -> None:
+        """Prepare for the first micro-batch of a step; called again where a step is redone with smaller ones."""
+
     def after_step(self, step: int) -> None:
         """Update buffers after optimiser step ``step``, from all-reduced quantities only."""
 
+    @property
+    def exported(self) -> Encoder:
+        """What ``export`` writes: the encoder, where subclasses do not say otherwise."""
+        return self.encoder
+
     def export(self, folder: Path) -> None:
         """Write what survives as a Hugging Face folder."""
-        self.encoder.save(folder)
+        self.exported.save(folder)

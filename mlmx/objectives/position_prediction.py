@@ -12,16 +12,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mlmx.build import Ratio
 from mlmx.data.batch import Batch, BatchContext, Collator, packed_batch
 from mlmx.data.rows import CorpusInfo, TokenRows
 from mlmx.errors import user_error
-from mlmx.masking.select import ExactTokens
+from mlmx.masking.select import ExactTokens, Policy
 from mlmx.masking.units import Draws
 from mlmx.models import probe
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops
+from mlmx.objectives.masked import ratio_metric, select
 from mlmx.objectives.objective import Objective, Output
+from mlmx.schedules import ScheduledRatio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +34,15 @@ class PositionCollator(Collator):
     ``lengths`` (P,) int64 of their rows.
 
     Attributes:
-        hidden: selects the tokens that cannot be seen.
+        policy: selects the tokens that cannot be seen.
     """
 
-    hidden: ExactTokens
+    policy: Policy
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         visible = np.ones(len(rows.input_ids), bool)
-        visible[self.hidden(rows, Draws(context.keys)).positions] = False
+        hidden, told = select(self.policy, rows, Draws(context.keys), context)
+        visible[hidden.positions] = False
         selected = (~rows.special).nonzero()[0]
         row = rows.row_of_token[selected]
         return packed_batch(
@@ -53,6 +55,7 @@ class PositionCollator(Collator):
             targets=rows.places[selected],
             first_of_kind=_first_of_kind(row, rows.input_ids[selected]),
             lengths=rows.lengths[row].astype(np.int64),
+            **told,
         )
 
 
@@ -84,7 +87,7 @@ class PositionPrediction(Objective):
             for a token to see where all others are hidden.
     """
 
-    def __init__(self, encoder: Encoder, corpus: CorpusInfo, *, hidden_ratio: Ratio) -> None:
+    def __init__(self, encoder: Encoder, corpus: CorpusInfo, *, hidden_ratio: ScheduledRatio) -> None:
         """Choose how much is hidden.
 
         Args:
@@ -105,7 +108,7 @@ class PositionPrediction(Objective):
         self.head = nn.Linear(encoder.hidden_size, encoder.max_length)
         nn.init.normal_(self.head.weight, std=encoder.initializer_range)
         nn.init.zeros_(self.head.bias)
-        self._collator = PositionCollator(hidden=ExactTokens(hidden_ratio))
+        self._collator = PositionCollator(policy=ExactTokens(hidden_ratio))
 
     def collator(self) -> PositionCollator:
         return self._collator
@@ -121,6 +124,7 @@ class PositionPrediction(Objective):
             "accuracy": ((logits_PC.argmax(dim=1) == targets).sum(), count),
             "accuracy_ceiling": (tensors["first_of_kind"].sum(), count),
             "accuracy_chance": ((1 / tensors["lengths"]).sum(), count),
+            **ratio_metric(batch),
         }
         return Output({"position": loss}, metrics)
 

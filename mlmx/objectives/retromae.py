@@ -14,7 +14,6 @@ from torch import Tensor
 from mlmx.build import PositiveFloat, Ratio
 from mlmx.data.batch import Batch, extended
 from mlmx.data.rows import CorpusInfo, TokenRows
-from mlmx.errors import user_error
 from mlmx.masking.corrupt import Corruption
 from mlmx.masking.select import BernoulliTokens, WholeWords
 from mlmx.masking.units import Draws, Selection
@@ -22,6 +21,7 @@ from mlmx.models.cross_entropy import cross_entropy
 from mlmx.models.encoder import Encoder
 from mlmx.models.enhanced_decoder import EnhancedDecoder, Parity
 from mlmx.models.flops import linear_flops, num_linear_weights
+from mlmx.models.pooling import train_pooling
 from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator, resolve_view
 from mlmx.objectives.objective import Output
 from mlmx.schedules import ScheduledRatio
@@ -105,9 +105,7 @@ class RetroMAE(MaskedObjective):
             corruption: parts of the selected tokens that are masked, replaced and kept; they sum to 1.
             view: a row is a ``segment``, a ``pair``, or what the ``corpus`` has: pairs where it is parallel.
         """
-        if not encoder.vocabulary.single.prefix:
-            message = "its tokenizer puts no special token before a text, whose vector could stand for the text."
-            raise user_error("model", message)
+        train_pooling(encoder, "cls", normalize=False, where="model")
         policy = BernoulliTokens(mask_ratio) if parity == "paper" else WholeWords(mask_ratio, False, "fair")
         collator = masked_collator(encoder, policy, corruption, view=resolve_view(view, corpus))
         super().__init__(encoder, extended(collator, self.collator_class))

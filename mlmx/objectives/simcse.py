@@ -15,7 +15,7 @@ from mlmx.data.batch import Batch
 from mlmx.data.rows import CorpusInfo
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops, num_linear_weights
-from mlmx.models.pooling import Pooling
+from mlmx.models.pooling import Pooling, train_pooling
 from mlmx.objectives.contrast import contrastive_loss, embed_rows, gather_rows
 from mlmx.objectives.objective import Objective, Output
 from mlmx.objectives.views import TERM, EqualViews, Positives, ViewsCollator, require_dropout, views_collator
@@ -26,7 +26,8 @@ class SimCSE(Objective):
 
     The second view is the same sentence under other dropout masks (unsupervised), or the other side of a pair (supervised: an
     entailed sentence, a translation, a paraphrase). The metric ``accuracy`` is the part of the sentences whose second view is the
-    nearest. Validation is without dropout, where a sentence is its own second view: there it tells how far sentences lie apart.
+    nearest. Validation is without dropout, where a sentence is its own second view: there it tells how far sentences lie apart, and
+    nothing of likeness, so that ``trainer.export=best`` is for pairs.
 
     Source:
         Gao et al. 2021, SimCSE, arXiv:2104.08821, sections 3 and 4, equations 1, 4 and 5; princeton-nlp/SimCSE,
@@ -41,9 +42,10 @@ class SimCSE(Objective):
 
     Deviations:
         The layer ``head=mlp`` is for the training alone and is never exported, as in the released code of the unsupervised model;
-        its supervised one keeps it. Pairs have no hard negatives beside those of the batch; ``task=retrieval_tuned`` has them. The
-        weights that survive are the last ones, or with ``trainer.export=best`` those of the lowest loss on rows held out; in the
-        released code, those with the best score on a labelled set.
+        its supervised one keeps it. A pair has ``trainer.max_length`` tokens together, not each side. Pairs have no hard negatives
+        beside those of the batch; ``task=retrieval_tuned`` has them. The weights that survive are the last ones, or with
+        ``trainer.export=best`` those of the lowest loss on rows held out; in the released code, those with the best score on a
+        labelled set.
 
     Raises:
         UserError: if pairs are wanted of a monolingual corpus, or dropout is to tell the views apart and there is none.
@@ -76,6 +78,7 @@ class SimCSE(Objective):
             chunk_tokens: tokens whose activations are held at a time; null: those of the whole batch.
         """
         super().__init__()
+        train_pooling(encoder, pooling, normalize=True, where="objective.pooling")
         encoder.drop_head()
         self.encoder = encoder
         self.weights = {TERM: 1.0}

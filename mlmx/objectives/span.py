@@ -36,7 +36,7 @@ class SpanCollator(MaskedCollator):
 
     Attributes:
         max_boundary_tokens: tokens of a span that its boundary predicts; those after them it does not.
-        whole_rows: whether a special token can be a boundary, so that spans at the ends of a row are predicted too.
+        whole_rows: whether a special token can be a boundary, so that spans at the ends of a text are predicted too.
     """
 
     max_boundary_tokens: int
@@ -51,9 +51,12 @@ class SpanCollator(MaskedCollator):
         begins = (in_span == 0).nonzero()[0]
         sizes = np.diff(begins, append=len(in_span))
         before, after = selection.positions[begins] - 1, selection.positions[begins] + sizes
-        predicted = in_span < self.max_boundary_tokens
+        # Where no special tokens stand around a text, the spans at its ends have no boundary.
+        row = rows.row_of_token[selection.positions[begins]]
+        bounded = (before >= rows.cu_seqlens[row]) & (after < rows.cu_seqlens[row + 1])
         if not self.whole_rows:
-            predicted &= ~(rows.special[before] | rows.special[after]).repeat(sizes)
+            bounded[bounded] &= ~(rows.special[before[bounded]] | rows.special[after[bounded]])
+        predicted = (in_span < self.max_boundary_tokens) & bounded.repeat(sizes)
         boundaries = np.stack([before, after], axis=1).repeat(sizes, axis=0)
         arrays |= {
             "boundaries": boundaries[predicted],
@@ -85,7 +88,8 @@ class SpanMasking(MaskedObjective):
         the last one may reach past the budget, and every span has a boundary, which may be a special token. ``parity:
         released_code``: a span begins with the word of a random token, the last one is cut at the budget, and spans at the ends of
         a row have no boundary prediction. In both the boundary predicts no more than ``max_boundary_tokens`` tokens of a span, as
-        in the released code; the text knows no such limit. Random tokens are uniform over the ids that are not special (the
+        in the released code; the text knows no such limit. Where the tokenizer puts no special token before or after a text,
+        spans there have no boundary prediction either. Random tokens are uniform over the ids that are not special (the
         released code draws them as often as they are in the corpus). The two terms are each divided by their own count.
 
     Raises:
@@ -164,7 +168,7 @@ class BoundaryHead(nn.Module):
         )
         self.decoder = nn.Linear(embedding_size, vocab_size)
         for module in (self.places, hidden, narrow):
-            nn.init.normal_(module.weight, std=encoder.base.config.initializer_range)
+            nn.init.normal_(module.weight, std=encoder.initializer_range)
         for linear in (hidden, narrow, self.decoder):
             nn.init.zeros_(linear.bias)
         self.decoder.weight = words

@@ -23,6 +23,7 @@ from mlmx.models.cross_entropy import cross_entropy
 from mlmx.models.decoder import DecoderLayer, SortedRows
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights
+from mlmx.models.pooling import train_pooling
 from mlmx.models.truncate import require_plain_layers
 from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator, ratio_metric, resolve_view
 from mlmx.objectives.objective import Output
@@ -130,8 +131,7 @@ class StarbucksSMAE(MaskedObjective):
         self.check_settings(mask_ratio=mask_ratio, decoder_mask_ratio=decoder_mask_ratio)
         require_plain_layers(encoder, where="model")
         smaller = submodels_of(encoder, pairs)
-        if not encoder.vocabulary.single.prefix:
-            raise user_error("model", "its tokenizer puts no special token before a text, whose vector could stand for the text.")
+        train_pooling(encoder, "cls", normalize=False, where="model")
         if encoder.base.get_input_embeddings().weight.shape[1] != encoder.hidden_size:
             raise user_error("model", "its embeddings have another width than its layers, so that no vector can stand among them.")
         policy = WholeWords(mask_ratio, False, "fair")

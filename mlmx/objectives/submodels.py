@@ -16,7 +16,7 @@ from mlmx.data.batch import Batch
 from mlmx.data.rows import CorpusInfo
 from mlmx.errors import Problem, UserError
 from mlmx.models.encoder import Encoder
-from mlmx.models.pooling import Pooling
+from mlmx.models.pooling import Pooling, train_pooling
 from mlmx.models.truncate import require_plain_layers
 from mlmx.objectives.contrast import Similarity, embed_layers, gather_rows, similarities
 from mlmx.objectives.objective import Objective
@@ -83,6 +83,7 @@ class SubmodelContrast(Objective):
         """
         super().__init__()
         require_plain_layers(encoder, where="model")
+        train_pooling(encoder, pooling, normalize=similarity == "cosine", where="objective.pooling")
         encoder.drop_head()
         self.encoder = encoder
         self.pooling: Pooling = pooling

@@ -40,8 +40,9 @@ class Sum(Composite):
 
     The masks of the first part are those that it has alone, so that adding a part to an objective changes nothing of it; those of
     the others are drawn independently of it and of each other. Where one part reads pairs, those that read segments get both
-    sides of each pair. A batch costs as much as all parts together: see the budgets in FLOPs or seconds. The validation loss has
-    the weights of the end of the training. What is exported is the encoder.
+    sides of each pair, each an example of its own: to a contrastive part, a sentence's translation is then one of those that it
+    drives away, unless it reads pairs too (``positives: pair``). A batch costs as much as all parts together: see the budgets in
+    FLOPs or seconds. The validation loss has the weights of the end of the training. What is exported is the encoder.
 
     Source:
         Own.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from mlmx.data.batch import Batch, BatchContext, Collator
 from mlmx.data.rows import TokenRows
 from mlmx.data.vocabulary import Separator
+from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective, Output
 
 
@@ -69,11 +69,15 @@ class Wrapper(Objective):
     def shown(self, batch: Batch) -> Batch:
         return self.inner.shown(batch)
 
+    def before_step(self) -> None:
+        self.inner.before_step()
+
     def after_step(self, step: int) -> None:
         self.inner.after_step(step)
 
-    def export(self, folder: Path) -> None:
-        self.inner.export(folder)
+    @property
+    def exported(self) -> Encoder:
+        return self.inner.exported
 
 
 def innermost(objective: Objective) -> Objective:

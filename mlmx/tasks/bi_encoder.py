@@ -17,7 +17,7 @@ from mlmx.data.rows import RowDataset, TokenRows
 from mlmx.data.rows_from_text import TextRows
 from mlmx.keyed import fold
 from mlmx.models.encoder import Encoder
-from mlmx.models.pooling import Pooling
+from mlmx.models.pooling import Pooling, train_pooling
 from mlmx.objectives.contrast import Similarity, contrastive_loss, embed_rows, gather_rows
 from mlmx.objectives.objective import Objective, Output
 
@@ -104,6 +104,7 @@ class BiEncoder(Objective):
         self, encoder: Encoder, *, pooling: Pooling, similarity: Similarity, temperature: float, chunk_tokens: int | None
     ) -> None:
         super().__init__()
+        train_pooling(encoder, pooling, normalize=similarity == "cosine", where="pooling of the task")
         encoder.drop_head()
         self.encoder = encoder
         self.weights = {TERM: 1.0}

@@ -19,7 +19,7 @@ from mlmx.data.rows import RowDataset, TokenRows
 from mlmx.models.dropout import dropout_of
 from mlmx.models.encoder import Encoder
 from mlmx.models.inference import by_batch
-from mlmx.models.pooling import pool
+from mlmx.models.pooling import pool, require_pooling
 from mlmx.objectives.objective import Objective, Output
 
 CLASSIFICATION_TERM = "classification"
@@ -52,6 +52,7 @@ class SequenceObjective(Objective):
 
     def __init__(self, encoder: Encoder, *, term: str, num_outputs: int, pooling: Literal["mean", "cls"]) -> None:
         super().__init__()
+        require_pooling(encoder, pooling, where="pooling of the task")
         encoder.drop_head()
         self.encoder = encoder
         self.weights = {term: 1.0}

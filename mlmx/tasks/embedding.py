@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mlmx.errors import user_error
 from mlmx.models.encoder import Encoder
-from mlmx.models.pooling import POOLINGS, Pooling, encode, resolve_layer
+from mlmx.models.pooling import POOLINGS, Pooling, encode, require_pooling, resolve_layer
 from mlmx.models.sentence import SentenceModel
 from mlmx.tasks.lexical import Lexical, parts
 from mlmx.tasks.search import check_finite, normalised
@@ -68,6 +68,7 @@ class Embedding:
         pooling = self.pooling
         if pooling is None:
             pooling = "mean" if folder is None else _own_pooling(folder, where=f"task.{task}.pooling")
+        require_pooling(encoder, pooling, where=f"task.{task}.pooling")
         own_length = folder.max_length if folder is not None and folder.max_length is not None else _MAX_LENGTH
 
         def prompt(purpose: Purpose | None) -> str:

@@ -37,6 +37,7 @@ class Mteb(Task):
         languages: codes such as ``deu`` or ``eng-Latn``: of a task in several languages only these are judged; null for all.
         layer: the layer whose states are pooled: 0 the embeddings, ``last`` or a number up to the number of layers, negative from
             the end.
+        width: coordinates of an embedding that are kept, the first ones; None: as the encoder's folder says, otherwise all.
         pooling: how states become a text's embedding; None: as the encoder's folder says, see ``mlmx.tasks.embedding``.
         similarity: ``cosine`` or ``dot``, the inner product.
         prefix: is put before texts that are neither queries nor documents; None: what the encoder's folder says.
@@ -54,6 +55,7 @@ class Mteb(Task):
         tasks: tuple[str, ...],
         languages: tuple[str, ...] | None,
         layer: int | Literal["last"],
+        width: Positive | None,
         pooling: Pooling | None,
         similarity: Similarity,
         prefix: str | None,
@@ -66,6 +68,7 @@ class Mteb(Task):
         self.tasks = [self._task(one, languages) for one in tasks]
         self.embedding: Embedding = Embedding(
             layer=layer,
+            width=width,
             pooling=pooling,
             normalize=similarity == "cosine",
             max_length=max_length,

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,8 @@ from mlmx.tasks.retrieval_scores import DEPTH, METRICS, QueryScores, Ranking, qu
 from mlmx.tasks.search import Neighbours, nearest
 from mlmx.tasks.task import Evaluation, Score, Task, check_splits
 from mlmx.training.parallel import current
+
+log = logging.getLogger(__name__)
 
 # Documents tokenised at a time: their tokens and embeddings are in memory, those of the others on disk.
 _CHUNK_DOCUMENTS = 50_000
@@ -56,6 +59,7 @@ class Retrieval(Task):
         splits: the splits to judge.
         layer: the layer whose states are pooled: 0 the embeddings, ``last`` or a number up to the number of layers, negative
             from the end.
+        width: coordinates of an embedding that are kept, the first ones; None: as the encoder's folder says, otherwise all.
         pooling: how states become a text's embedding; None: as the encoder's folder says, see ``mlmx.tasks.embedding``.
         similarity: ``cosine`` or ``dot``, the inner product.
         lexical: what is added to the similarity: the sum over the entries of the vocabulary that query and document share, of those
@@ -79,6 +83,7 @@ class Retrieval(Task):
         data: RetrievalData,
         splits: tuple[str, ...],
         layer: int | Literal["last"],
+        width: Positive | None,
         pooling: Pooling | None,
         similarity: Similarity,
         lexical: Lexical | None,
@@ -98,6 +103,7 @@ class Retrieval(Task):
         self.splits = splits
         self.embedding: Embedding = Embedding(
             layer=layer,
+            width=width,
             pooling=pooling,
             normalize=similarity == "cosine",
             max_length=max_length,
@@ -153,6 +159,9 @@ class Retrieval(Task):
         for who in self.controls:
             make = self.before_pretraining if who == "before_pretraining" else partial(untrained, encoder)
             if make is not None and (control := make()) is not None:
+                if self.embedding.lexical is not None and control.head is None:
+                    log.warning("%s: %s is not judged, since it has no language-model head for lexical", self.name, who)
+                    continue
                 control.sentence = encoder.sentence  # so that texts become vectors as those do that they are compared with
                 controls[who] = control.to(encoder.base.device).eval()
         return controls

@@ -79,6 +79,7 @@ class TunedRetrieval(Retrieval):
             data=data,
             splits=splits,
             layer="last",
+            width=None,
             pooling=pooling,
             similarity=similarity,
             lexical=None,

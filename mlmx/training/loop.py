@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 # What a checkpoint holds of a loop, beside the costs.
 _SAVED = ("warmed", "final_loss", "last_validation", "best_loss", "best_step", "skipped_steps")
 
-_CUT_UP = "the objective compares the examples of a batch, so a batch cannot be cut up: raise it, or make the batch smaller."
-
 
 class NonFiniteError(RuntimeError):
     """A loss or a gradient that is not finite; the step it belongs to is not taken."""
@@ -215,9 +213,8 @@ class Loop:
 
     def _forward_and_backward(self, micro_batches: list[Batch], work: Work) -> tuple[list[str], Tensor] | None:
         # Returns names and sums of what is logged; None if the memory was too small.
-        if self.objective.batch_coupled and len(micro_batches) > 1:
-            raise user_error("trainer.micro_batch_tokens", _CUT_UP)
         self.optimizer.zero_grad(set_to_none=True)
+        self.objective.before_step()
         progress = self.budget.progress(self.spent)
         numbers = []
         try:

@@ -100,8 +100,9 @@ class Trainer:
             batch_examples: rows of a global batch.
             batch_warmup_tokens: tokens over which the global batch grows linearly to its full size; null: it has it from the start.
             batch_warmup_start_ratio: part of the full size that the first batch has; null without ``batch_warmup_tokens``.
-            micro_batch_tokens: most tokens of one forward pass of one process; null: the process' whole share. Where memory is too
-                small for it, the training goes on with half of it, and half of that.
+            micro_batch_tokens: most tokens of one forward pass of one process; null: the process' whole share. Objectives that
+                compare the examples of a batch always take that, and have ``chunk_tokens``. Where memory is too small for it, the
+                training goes on with half of it, and half of that.
             max_length: tokens of the longest row of a corpus, special ones included; null where a task makes its own rows.
             overlong: what happens to longer texts of a corpus; null where a task makes its own rows.
             learning_rate: at its peak.
@@ -228,6 +229,8 @@ class Trainer:
             raise user_error("trainer.max_flops", "the FLOPs of this model are not known: its structure does not show its layers.")
         if self.validation_rows >= len(rows):
             raise user_error("trainer.validation_rows", f"{self.validation_rows} of {len(rows)} rows would leave none to train on.")
+        if objective.batch_coupled and self.batch_examples == 1:
+            raise user_error("trainer.batch_examples", "1: this objective compares the examples of a batch with each other.")
         held_out = HeldOut(len(rows), self.validation_rows, seed=seed)
         plan = BatchPlan(
             rows.lengths,
@@ -246,7 +249,8 @@ class Trainer:
             rows=rows,
             collator=objective.collator(),
             seed=seed,
-            micro_batch_tokens=self.micro_batch_tokens,
+            # Examples that are compared with each other run at once; what bounds the memory then is the objective's.
+            micro_batch_tokens=None if objective.batch_coupled else self.micro_batch_tokens,
             rank=processes.rank,
             size=processes.size,
         )
@@ -281,15 +285,7 @@ class Trainer:
                 {"supervised_tokens": self.max_supervised_tokens, "seconds": self.max_seconds, "flops": self.max_flops},
             ),
             batches=batches,
-            held_out=replace(
-                batches,
-                plan=held_out,
-                held_out=True,
-                # What compares the examples of a batch is judged on all of them at once, whatever fits a micro-batch.
-                micro_batch_tokens=None if objective.batch_coupled else self.micro_batch_tokens,
-            )
-            if self.validation_rows
-            else None,
+            held_out=replace(batches, plan=held_out, held_out=True) if self.validation_rows else None,
             stage=stage,
             seed=seed,
             processes=processes,

@@ -42,6 +42,8 @@ from mlmx.training.parallel import ProcessGroup, process_group
 from mlmx.training.tracking import Tracker, stage_tracker
 from mlmx.training.trainer import Stopped, Trainer
 
+log = logging.getLogger(__name__)
+
 Spec = Mapping[str, Any]
 Result = dict[str, Any]
 
@@ -90,7 +92,10 @@ def open_pretraining(stage: StageDir, spec: Spec) -> tuple[Objective, RowDataset
     """Return what a pretraining stage trains, on what, and by what."""
     store, corpus = open_corpus(stage)
     encoder = _encoder(stage, spec)
+    had_head = encoder.head is not None
     objective = build(spec["objective"], encoder, corpus, where="objective")
+    if encoder.head is not None and not had_head:
+        log.warning("the encoder has no language-model head; the objective begins with one of random weights")
     trainer = build(spec["trainer"], where="trainer")
     collator = objective.collator()
     rows = open_rows(

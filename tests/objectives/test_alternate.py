@@ -87,6 +87,17 @@ def test_keys_do_not_depend_on_the_rank_or_the_rows():
     assert collator.active(BatchContext(keys=keys, step=7)) == collator.active(BatchContext(keys=keys[:2], step=7))
 
 
+def test_two_of_them_in_a_sum_take_turns_independently_of_each_other():
+    parts = {name: {"objective": node_of("alternate"), "weight": 1.0} for name in ("x", "y")}
+    objective = build(node_of("sum", parts=parts), tiny_encoder(), PARALLEL, where="objective")
+    collator, rows = objective.collator(), rows_of(objective).take(np.arange(2))
+    turns = set()
+    for step in range(30):
+        counts = collator(rows, BatchContext(keys=np.arange(2), step=step)).counts
+        turns.add(tuple(sorted({"/".join(term.split("/")[:2]) for term in counts})))
+    assert len(turns) == 4
+
+
 def test_no_part_is_refused():
     with pytest.raises(UserError, match=r"objective.parts: must have a part"):
         alternate()

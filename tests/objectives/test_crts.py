@@ -105,14 +105,27 @@ def test_pairs_count_as_often_as_they_occur(says, vote):
     assert (objective.confusions == 1).all()
     objective.after_step(0)
     np.testing.assert_array_equal(objective.confusions, expected)
+    objective.before_step()
     objective.after_step(1)
     np.testing.assert_array_equal(objective.confusions, expected)
+
+
+def test_an_empty_cluster_is_no_measure_of_the_others():
+    objective = objective_with(beta=2.0)
+    # Cluster 2 loses its tokens to cluster 3.
+    objective.offsets[3] = objective.offsets[2]
+    objective.confusions[0] = torch.tensor([-1000, -800, 1, -900])
+    probabilities = objective.probabilities()[0]
+    assert probabilities[2] == 0
+    assert (probabilities[1] / probabilities[0]).item() == pytest.approx(np.exp(2.0))
+    assert (probabilities[3] / probabilities[0]).item() == pytest.approx(np.exp(1.0))
 
 
 def test_a_pass_that_is_done_again_counts_once_and_validation_not_at_all():
     objective = objective_with().train()
     batch = batch_of(objective, range(24))
     objective(batch)  # The memory was too small for its backward pass.
+    objective.before_step()
     objective(batch).terms["detection"].backward()
     once = objective._new.clone()
     objective(replace(batch, counted=False))

@@ -17,7 +17,9 @@ def weighted(inner: str, alpha: float = 0.5, **settings):
     return build(node, tiny_encoder(), PARALLEL, where="objective")
 
 
-@pytest.mark.parametrize("name", ["mlm", "span", "rts", "electra", "lem", "starbucks_smae"])
+@pytest.mark.parametrize(
+    "name", ["mlm", "span", "rts", "electra", "lem", "starbucks_smae", "ernie_gram", "meap", "position_prediction"]
+)
 def test_with_alpha_0_it_is_the_other_objective(name):
     alone, wrapped = batch_of(make_objective(name), EVERYTHING), batch_of(weighted(name, alpha=0.0), EVERYTHING)
     assert wrapped.counts == alone.counts
@@ -49,6 +51,25 @@ def test_frequent_tokens_are_selected_less_often():
     assert rising[2] > 2.0
     # As many as ever, all the same.
     assert selected(1.0).sum() == selected(0.0).sum()
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("meap", "input_mask_ratio"), ("ernie_gram", "mask_ratio")])
+def test_units_that_are_masked_without_a_policy_are_weighted_too(name, ratio):
+    masks = []
+    for alpha in (0.0, 1.0):
+        objective = weighted(name, alpha, **{ratio: 0.3})
+        rows = rows_of(objective, 600)
+        taken = rows.take(np.arange(600))
+        batch = batch_of(objective, range(600), rows=rows)
+        if name == "meap":
+            masked = taken.input_ids[(batch.tensors["input_ids"].numpy() != taken.input_ids)]
+        else:
+            masked = batch.tensors["identities"].numpy()
+        masks.append(np.bincount(masked, minlength=VOCABULARY_SIZE))
+    assert masks[0].sum() == pytest.approx(masks[1].sum(), rel=0.05)
+    # Twenty endings are shared by all words.
+    endings = slice(VOCABULARY_SIZE - NUM_ENDINGS, VOCABULARY_SIZE)
+    assert masks[1][endings].sum() < 0.8 * masks[0][endings].sum()
 
 
 def test_a_decoder_s_masks_are_weighted_like_the_encoder_s():

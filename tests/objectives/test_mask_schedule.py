@@ -13,7 +13,7 @@ from mlmx.build import build, problems_of
 from mlmx.data.batch import BatchContext
 from mlmx.errors import UserError
 
-SETTINGS = ("mask_ratio", "replace_ratio", "input_mask_ratio")
+SETTINGS = ("mask_ratio", "replace_ratio", "input_mask_ratio", "hidden_ratio")
 MASKING = [name for name in NAMES if set(SETTINGS) & set(node_of(name))]
 # What a falling ratio must stay below.
 OTHERS = {"starbucks_smae": {"decoder_mask_ratio": 0.7}}

@@ -57,6 +57,15 @@ def test_terms_equal_those_of_a_loop_over_rows():
     assert output.terms["evenness"].item() == pytest.approx(evenness, rel=1e-9)
 
 
+def test_weights_of_frequency_go_around_it_as_well():
+    node = node_of("frequency_weighted", objective=node_of("mto"))
+    around = build(node, tiny_encoder(), PARALLEL, where="objective")
+    inside = wrapped("frequency_weighted")
+    one, other = (batch_of(objective, range(20)) for objective in (around, inside))
+    assert one.counts == other.counts
+    assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+
+
 def test_a_mask_that_is_orthogonal_or_equally_near_costs_nothing():
     objective = wrapped().eval()
     words = objective.encoder.base.get_input_embeddings().weight

@@ -2,9 +2,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_pairs import batch_of, make_objective, rows_of
+from tiny_pairs import VOCABULARY_SIZE, batch_of, make_objective, rows_of
 
+from mlmx.errors import UserError
 from mlmx.masking.corrupt import Corruption
+from tests.tiny import numbered_tokenizer, scratch_encoder
+
+
+def test_what_masks_nothing_needs_no_mask_token():
+    tokenizer = numbered_tokenizer(VOCABULARY_SIZE)
+    tokenizer.mask_token = None
+    encoder = scratch_encoder(tokenizer, max_length=128)
+    assert encoder.vocabulary.mask_id is None
+    objective = make_objective("slm", encoder)
+    assert objective(batch_of(objective, range(4))).terms["mlm"] > 0
+    with pytest.raises(UserError, match="its tokenizer has no mask token"):
+        make_objective("mlm", encoder)
 
 
 def test_replaced_tokens_are_marked_and_nothing_else_is():

@@ -115,11 +115,16 @@ def test_a_batch_that_does_not_count_has_no_loss(monkeypatch):
 def test_memory_bounds_no_batch(name):
     whole, cut = (make_objective(name, chunk_tokens=chunk).double() for chunk in (None, 30))
     batch = batch_of(whole, range(8))
-    gradients = []
+    gradients, lengths = [], []
+    cut.encoder.register_forward_hook(lambda _, given, __: lengths.append(given[0].num_tokens))
     for objective in (whole, cut):
         objective(batch).terms[TERM].backward()
         gradients.append(torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]))
     assert (gradients[1] - gradients[0]).norm() <= 1e-12 * gradients[0].norm()
+    # Forward and again in the backward pass, some rows at a time.
+    assert len(lengths) == 2 * -(-batch.num_tokens // 30)
+    assert sum(lengths) == 2 * batch.num_tokens
+    assert max(lengths) < 30 + int(batch.tensors["cu_seqlens"].diff().max())
 
 
 def test_the_head_sees_both_views_and_is_left_behind(tmp_path):

@@ -5,12 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tiny_pairs import batch_of, make_objective, rows_of, tiny_encoder
+from tiny_pairs import VOCABULARY_SIZE, batch_of, make_objective, rows_of, tiny_encoder
+from tokenizers.processors import TemplateProcessing
 
 from mlmx import keyed
 from mlmx.masking.spans import GeometricSpans
 from mlmx.masking.units import Draws
 from tests.masking.synthetic_rows import draws_of, make_rows, random_sizes
+from tests.tiny import numbered_tokenizer, scratch_encoder
 
 PARITIES = ["paper", "released_code"]
 
@@ -111,6 +113,24 @@ def test_boundaries_stand_right_outside_of_their_span_and_inside_of_the_row(pari
             [np.arange(len(run)) for run in np.split(sorted(selected), np.flatnonzero(np.diff(sorted(selected)) > 1) + 1)]
         )
         assert batch.counts == {"mlm": len(selected), "sbo": int((places < 3).sum())}
+
+
+@pytest.mark.parametrize("template", [None, "[CLS] $A", "$A [SEP]"])
+@pytest.mark.parametrize("parity", PARITIES)
+def test_texts_without_special_tokens_have_no_boundaries_at_their_ends(parity, template):
+    tokenizer = numbered_tokenizer(VOCABULARY_SIZE)
+    specials = [("[CLS]", tokenizer.cls_token_id), ("[SEP]", tokenizer.sep_token_id)]
+    tokenizer._tokenizer.post_processor = None if template is None else TemplateProcessing(single=template, special_tokens=specials)
+    objective = make_objective("span", scratch_encoder(tokenizer, max_length=128), parity=parity, mask_ratio=0.5)
+    rows = rows_of(objective)
+    taken = rows.take(np.arange(48))
+    batch = batch_of(objective, range(48), rows=rows)
+    before, after = batch.tensors["boundaries"].numpy().T
+    assert before.min() >= 0
+    assert after.max() < len(taken.input_ids)
+    np.testing.assert_array_equal(taken.row_of_token[before], taken.row_of_token[after])
+    assert 0 < batch.counts["sbo"] < batch.counts["mlm"]
+    assert torch.isfinite(objective(batch).terms["sbo"])
 
 
 def test_the_boundary_term_by_hand():

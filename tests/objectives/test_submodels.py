@@ -68,6 +68,17 @@ def test_the_part_is_one_of_all_but_the_whole_and_the_embeddings():
     assert [part(step=step) for step in range(20)] != [part(step=step, seed=1) for step in range(20)]
 
 
+def test_layers_are_drawn_below_the_last_and_the_middle_is_judged():
+    objective = make_objective("matryoshka2d", tiny_encoder(num_layers=4), width_step=8)
+    collator, rows = objective.collator(), rows_of(objective).take(np.arange(2))
+
+    def part(**context) -> tuple[int, ...]:
+        return tuple(collator(rows, BatchContext(keys=np.arange(2), **context)).tensors["part"].tolist())
+
+    assert {part(step=step) for step in range(100)} == {(layer, width) for layer in (1, 2, 3) for width in (8, 16, 24)}
+    assert {part(step=step, seed=seed, held_out=True) for step in range(3) for seed in range(3)} == {(2, 16)}
+
+
 @pytest.mark.parametrize("kl_on", ["scores", "coordinates"])
 def test_starbucks_by_another_library(kl_on):
     objective = make_objective("starbucks_srl", pairs=((1, 8), (2, 16)), kl_on=kl_on, temperature=0.3).double()

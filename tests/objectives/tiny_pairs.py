@@ -107,9 +107,9 @@ def node_of(name: str, *overrides: str, **settings: Any) -> dict[str, Any]:
     return {**copy.deepcopy(composed(name, *overrides)), **settings}
 
 
-def tiny_encoder(seed: int = 0, architecture: str = "bert", hidden_size: int = 32):
+def tiny_encoder(seed: int = 0, architecture: str = "bert", hidden_size: int = 32, **settings):
     tokenizer = numbered_tokenizer(VOCABULARY_SIZE)
-    return scratch_encoder(tokenizer, max_length=128, seed=seed, architecture=architecture, hidden_size=hidden_size)
+    return scratch_encoder(tokenizer, max_length=128, seed=seed, architecture=architecture, hidden_size=hidden_size, **settings)
 
 
 class TinyRows(RowDataset):

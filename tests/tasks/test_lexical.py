@@ -117,6 +117,17 @@ def test_retrieval_adds_what_words_are_shared(encoder, tmp_path):
     assert len(list((tmp_path / "index").iterdir())) == 3
 
 
+def test_a_control_without_words_to_tell_is_left_out(encoder, make_encoder, caplog):
+    judged = task(lexical={"num_entries": 5, "weight": 1.0}, controls=["before_pretraining", "untrained"])
+    without = make_encoder(WORDS)
+    without.drop_head()
+    judged.before_pretraining = lambda: without
+    told = {score.metric for score in judged.evaluate(encoder).scores}
+    assert "untrained_ndcg_at_10" in told
+    assert "before_pretraining_ndcg_at_10" not in told
+    assert "before_pretraining is not judged" in caplog.text
+
+
 def test_what_has_no_words_to_tell_is_refused(encoder, make_encoder):
     lexical = {"num_entries": 5, "weight": 1.0}
     with pytest.raises(UserError, match="lexical: is told from the last layer"):

@@ -17,6 +17,7 @@ SETTINGS = {
     "name": "mteb",
     "languages": None,
     "layer": "last",
+    "width": None,
     "pooling": "mean",
     "similarity": "cosine",
     "prefix": None,

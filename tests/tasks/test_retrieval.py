@@ -30,6 +30,7 @@ SETTINGS = {
     "data": {"_target_": "mlmx.tasks.retrieval_data.MicroworldRetrieval", "seed": 0, "num_documents": 20},
     "splits": ["test"],
     "layer": "last",
+    "width": None,
     "pooling": "mean",
     "similarity": "cosine",
     "lexical": None,
@@ -78,7 +79,7 @@ def task(**settings) -> Retrieval:
 
 
 def tuned(**settings) -> TunedRetrieval:
-    node = {key: value for key, value in {**SETTINGS, **TUNED, **settings}.items() if key not in ("layer", "lexical")}
+    node = {key: value for key, value in {**SETTINGS, **TUNED, **settings}.items() if key not in ("layer", "width", "lexical")}
     built = build(node, where="task.retrieval")
     built.data = Given()
     return built

@@ -15,6 +15,7 @@ from mlmx.data.store import TokenStore
 from mlmx.models.load import load_tokenizer
 from mlmx.stage import StageDir
 from mlmx.training.preview import Preview, example_text, main, show
+from tests.objectives.tiny_pairs import NAMES, node_of
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -86,6 +87,13 @@ def test_examples_and_rates(prepared, name):
     if name == "lem":
         # Seldom, with what names, verbs and nouns leave of the budget.
         assert float(lines["PUNCT"][2]) < 0.08
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "_statistics_" not in node_of(name)])
+def test_every_objective_is_shown(prepared, name):
+    if "unigram" not in str(prepared[1]):
+        pytest.skip("one kind of tokenizer will do")
+    assert "row " in printed(stage_of(prepared, name, **node_of(name)), 2)
 
 
 def test_words_are_whole_with_every_kind_of_tokenizer(prepared):

@@ -341,9 +341,11 @@ def test_coupled_batches_are_not_cut_up(tmp_path):
     class Coupled(ToyObjective):
         batch_coupled = True
 
-    train(tmp_path / "whole", objective=Coupled(toy_encoder()), max_steps=1)
-    with pytest.raises(UserError, match="cannot be cut up"):
-        train(tmp_path / "parts", objective=Coupled(toy_encoder()), max_steps=1, micro_batch_tokens=1)
+    whole, _ = train(tmp_path / "whole", objective=Coupled(toy_encoder()), max_steps=2)
+    small, _ = train(tmp_path / "small", objective=Coupled(toy_encoder()), max_steps=2, micro_batch_tokens=1)
+    assert same_state(whole, small)
+    with pytest.raises(UserError, match=r"trainer.batch_examples: 1: this objective compares the examples"):
+        train(tmp_path / "one", objective=Coupled(toy_encoder()), max_steps=1, batch_examples=1)
 
 
 def test_bfloat16_trains(tmp_path):

@@ -37,14 +37,15 @@ class MixtureCorpus(Corpus):
 
     Args:
         parts: name -> ``{corpus: <a corpus>, weight: <number>}``. The weight is how often the part's rows are seen per epoch:
-            2 twice, 0.5 every second epoch each. Parts are all parallel or all not; their languages are united.
+            2 twice, 0.5 every second epoch each; that of a mixture in a mixture multiplies those of its parts. Parts are all
+            parallel or all not; their languages are united.
     """
 
     def __init__(self, *, parts: Mapping[str, Part]) -> None:
         if not parts:
             raise user_error("corpus.parts", "a mixture needs parts: name -> {corpus: ..., weight: ...}.")
         self.parts: dict[str, Corpus] = {name: part["corpus"] for name, part in parts.items()}
-        self.part_weights = [float(part["weight"]) for part in parts.values()]
+        self.part_weights = [float(part["weight"]) * inner for part in parts.values() for inner in _inner_weights(part["corpus"])]
         kinds = {corpus.parallel for corpus in self.parts.values()}
         if len(kinds) > 1:
             names = {kind: [name for name, corpus in self.parts.items() if corpus.parallel is kind] for kind in (True, False)}
@@ -58,10 +59,17 @@ class MixtureCorpus(Corpus):
         return {f"{name}: {reason}": n for name, corpus in self.parts.items() for reason, n in corpus.skipped.items()}
 
     def examples(self) -> Iterator[Example]:
-        for number, corpus in enumerate(self.parts.values()):
+        first = 0
+        for corpus in self.parts.values():
             for example in corpus.examples():
-                yield PartExample(example.where, example.segments, number)
+                inner = example.part if isinstance(example, PartExample) else 0
+                yield PartExample(example.where, example.segments, first + inner)
+            first += len(_inner_weights(corpus))
 
     def __len__(self) -> int:
         lengths = [len(corpus) for corpus in self.parts.values()]
         return sum(lengths) if all(lengths) else 0
+
+
+def _inner_weights(corpus: Corpus) -> list[float]:
+    return corpus.part_weights if isinstance(corpus, MixtureCorpus) else [1.0]

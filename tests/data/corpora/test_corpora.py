@@ -360,6 +360,10 @@ def test_mixture(tmp_path: Path) -> None:
     assert [example.part for example in source.examples()] == [0, 1, 1]  # type: ignore[attr-defined]
     assert source.languages == ("x", "y")
     assert source.skipped == {"b: blank": 1}
+    outer = corpus("mixture", parts={"both": {"corpus": node("mixture", parts=parts), "weight": 3}, "a": parts["a"]})
+    assert texts(outer) == [("a",), ("b",), ("c",), ("a",)]
+    assert [example.part for example in outer.examples()] == [0, 1, 1, 2]  # type: ignore[attr-defined]
+    assert outer.part_weights == [6.0, 1.5, 2.0]  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"corpus\.parts\.a"):
         corpus("mixture", parts={"a": {"corpus": parts["a"]["corpus"]}})
     pair = node("parallel", path=write_sides(tmp_path, "x\n", "y\n"), languages=["en", "de"])
