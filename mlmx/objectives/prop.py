@@ -27,6 +27,7 @@ from mlmx.masking.select import WholeWords
 from mlmx.masking.units import Draws, ranges
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops, num_linear_weights
+from mlmx.models.pooling import require_pooling
 from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator, select
 from mlmx.objectives.objective import Output
 from mlmx.schedules import ScheduledRatio
@@ -169,7 +170,7 @@ class RepresentativeWords(MaskedObjective):
         has the sets of the whole in each. A text without a pair is read with an empty set, for ``mlm`` alone.
 
     Raises:
-        UserError: if the tokenizer has no mask token.
+        UserError: if the tokenizer has no mask token or puts no special token before a text, or the encoder is causal.
     """
 
     def __init__(
@@ -196,6 +197,7 @@ class RepresentativeWords(MaskedObjective):
             ranking_weight: weight of ``ranking``; that of ``mlm`` is 1.
             parity: what is compared, see *Deviations*.
         """
+        require_pooling(encoder, "cls", where="model")
         masked = masked_collator(encoder, WholeWords(mask_ratio, count_specials=False, last_word="fair"), corruption)
         collator = extended(
             masked,
