@@ -101,6 +101,8 @@ class EvalMask(Task):
         # By chance each piece of the vocabulary is as likely.
         size = encoder.vocabulary.size
         told = [replace(score, trivial=math.log(size) if score.metric.startswith("loss") else 1 / size) for score in scores]
+        # Losses before accuracies, and languages in the order of their codes.
+        told.sort(key=lambda score: (score.higher_is_better, score.metric))
         return Evaluation(scores=told, predictions=records)
 
     def _texts(self) -> tuple[list[str], list[str] | None, list[str]]:
