@@ -17,6 +17,7 @@ RETRIEVAL = {
     "data": {"_target_": "mlmx.tasks.retrieval_data.RetrievalFiles", "_version_": 1, "_inputs_": ["folder"]},
     "splits": ["test"],
     "layer": "last",
+    "width": None,
     "pooling": "mean",
     "similarity": "cosine",
     "query_prefix": "",
