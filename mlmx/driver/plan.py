@@ -22,7 +22,8 @@ from mlmx.stage import StageDir
 _ESTIMATE = "mlmx.training.estimate"
 _ESTIMATE_SECONDS = 300.0
 _CAPTION = (
-    "Estimates of the encoder and its language-model head; what an objective adds to them (a generator, a decoder) is not counted."
+    "Where the stages before a training are not finished, its numbers are those of the encoder and its language-model head, "
+    "without what an objective adds (a generator, a decoder)."
 )
 _ABSENT = "-"
 _MEBIBYTE = 2**20
@@ -51,7 +52,7 @@ def plan(config: Mapping[str, Any]) -> None:
         "memory",
         title=f"plan of {config['name']}",
         title_justify="left",
-        caption=_CAPTION if estimates else None,
+        caption=None if all(costs.get("counted") for costs in estimates.values()) else _CAPTION,
         caption_justify="left",
     )
     for one in placed:
@@ -59,6 +60,8 @@ def plan(config: Mapping[str, Any]) -> None:
         table.add_row(one.label, _state(one), *(_told(costs.get(key), key) for key in _COSTS))
     show_table(table)
     for one in placed:
+        if problem := estimates.get(one.fingerprint, {}).get("problem"):
+            say(f"{one.label} would fail: {problem}")
         if not one.directory.finished:
             _say_difference(one)
 

@@ -3,13 +3,16 @@
 ``python -m mlmx.training.estimate`` reads a JSON list of stage configs on stdin, in the order in which they would run, their
 ``parents`` being absolute paths, and prints a JSON list of mappings with ``num_parameters``, ``tokens``, ``steps``, ``flops``,
 ``memory_bytes`` and ``budget``, the setting that ends the training; null where a number cannot be known. The number that is the
-budget is exact; the others are what full batches of half-long rows would make of it.
+budget is exact; the others are what full batches would make of it. Parameters and FLOPs are those of the objective, on a sample of
+its rows, where all the stages before are finished (``counted``); otherwise those of the encoder and its language-model head on
+half-long rows. ``problem`` says why the objective cannot be trained, if so.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,12 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlmx.build import build, settings_of
+from mlmx.errors import UserError
 from mlmx.models.encoder import language_model_class
 from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights
 from mlmx.models.load import Pretrained, Scratch, load_config, load_tokenizer
+from mlmx.stage import StageDir
+from mlmx.training.preview import Preview
 
 # Weights, gradients and AdamW's two moments, all float32.
 _BYTES_PER_PARAMETER = 16
@@ -30,6 +36,7 @@ _BYTES_PER_PARAMETER = 16
 _KEPT_PER_LAYER = 12
 # How much of a batch meets the vocabulary head; more than the usual mask ratios.
 _PREDICTED_RATIO = 0.2
+_SAMPLE_ROWS = 500
 
 # A task cuts its own rows; this is the default of all of them.
 _TASK_ROW_TOKENS = 128
@@ -60,8 +67,14 @@ def _costs(stage: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) ->
     if config is None or model is None:
         _fill(costs, batch_tokens, None)
         return costs
-    costs["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    _fill(costs, batch_tokens, _flops_per_token(model, trainer, predicts=stage["kind"] == "pretrain"))
+    try:
+        counted = _counted(stage)
+    except UserError as error:
+        counted, costs["problem"] = None, str(error)
+    costs["counted"] = counted is not None
+    costs["num_parameters"] = counted[0] if counted else sum(parameter.numel() for parameter in model.parameters())
+    estimated = _flops_per_token(model, trainer, predicts=stage["kind"] == "pretrain")
+    _fill(costs, batch_tokens, counted[1] if counted else estimated)
     tokens = min((size for size in (batch_tokens, trainer.get("micro_batch_tokens")) if size), default=None)
     if trainer.get("batch_examples"):
         tokens = min(tokens or sys.maxsize, trainer["batch_examples"] * (trainer["max_length"] or _TASK_ROW_TOKENS))
@@ -93,6 +106,18 @@ def _flops_per_token(model: PreTrainedModel, trainer: Mapping[str, Any], *, pred
     attention = attention_flops(config.hidden_size, length, [None] * config.num_hidden_layers) / int(length[0])
     head = num_linear_weights(model) - num_linear_weights(base) if predicts else 0
     return linear_flops(num_linear_weights(base, without="pooler"), 1) + attention + _PREDICTED_RATIO * linear_flops(head, 1)
+
+
+def _counted(stage: Mapping[str, Any]) -> tuple[int, float] | None:
+    # Parameters of a pretraining's objective and FLOPs per token; None where the stages before are not finished.
+    if stage["kind"] != "pretrain" or not all(StageDir(path).finished for path in stage["parents"].values()):
+        return None
+    with tempfile.TemporaryDirectory(prefix="mlmx-estimate-") as folder:
+        StageDir(folder).write_config(stage)
+        preview = Preview.of(StageDir(folder))
+    batch = preview.batch(preview.sample(_SAMPLE_ROWS))
+    flops = preview.objective.flops(batch)
+    return sum(parameter.numel() for parameter in preview.objective.parameters()), flops / batch.num_tokens
 
 
 def _model(config: PreTrainedConfig) -> PreTrainedModel | None:

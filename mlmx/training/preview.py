@@ -24,7 +24,7 @@ from rich.text import Text
 from transformers import AutoModel
 
 from mlmx.build import build
-from mlmx.data.batch import BatchContext, Collator
+from mlmx.data.batch import Batch, BatchContext, Collator
 from mlmx.data.rows import CorpusInfo, RowDataset, TokenRows
 from mlmx.data.rows_from_store import open_rows
 from mlmx.data.statistic import open_corpus
@@ -123,11 +123,13 @@ class Preview:
         """Return the numbers of some rows, drawn from the whole corpus."""
         return permutation(len(self.rows), seed=self.seed, name="preview")[:size]
 
+    def batch(self, indices: NDArray[np.int64]) -> Batch:
+        """Return rows as a batch of the first epoch."""
+        return self.collator(self.rows.take(indices), self._context(indices))
+
     def mask(self, indices: NDArray[np.int64]) -> Masked:
         """Return rows with the masks of the first epoch."""
-        taken = self.rows.take(indices)
-        keys = row_keys(seed=self.seed, epoch=0, row_ids=indices)
-        context = BatchContext(keys=keys, seed=self.seed, progress=0.0)
+        taken, context = self.rows.take(indices), self._context(indices)
         tensors = self.objective.shown(self.collator(taken, context)).tensors
         rows, input_ids = self.collator.arranged(taken, context), tensors["input_ids"].numpy()
         if len(input_ids) != len(rows.input_ids):
@@ -138,6 +140,9 @@ class Preview:
             selected[tensors["selected"].numpy()] = True
         visible = tensors["visible"].numpy() if "visible" in tensors else np.ones(len(input_ids), bool)
         return Masked(rows, input_ids, selected, visible)
+
+    def _context(self, indices: NDArray[np.int64]) -> BatchContext:
+        return BatchContext(keys=row_keys(seed=self.seed, epoch=0, row_ids=indices), seed=self.seed, progress=0.0)
 
     @property
     def mask_id(self) -> int | None:

@@ -14,6 +14,7 @@ from mlmx.data.prepare import prepare_corpus, train_tokenizer
 from mlmx.data.store import TokenStore
 from mlmx.models.load import load_tokenizer
 from mlmx.stage import StageDir
+from mlmx.training.estimate import estimate
 from mlmx.training.preview import Preview, example_text, main, show
 from tests.objectives.tiny_pairs import NAMES, node_of
 
@@ -93,6 +94,31 @@ def test_examples_and_rates(prepared, name):
 @pytest.mark.parametrize("name", [name for name in NAMES if "_statistics_" not in node_of(name)])
 def test_every_objective_is_shown(prepared, name):
     assert "row " in printed(stage_of(prepared, name, **node_of(name)), 2)
+
+
+@pytest.mark.parametrize("prepared", ["unigram"], indirect=True)
+def test_a_plan_counts_the_objective_where_its_rows_are_there(prepared, monkeypatch):
+    monkeypatch.setattr(StageDir, "finished", property(lambda _: True))
+
+    def costs(name: str, **settings):
+        stage = stage_of(prepared, name, **{**node_of(name), **settings})
+        parents = {role: str(path.path) for role, path in stage.parents().items()}
+        record = {**stage.config(), "parents": parents, "fingerprint": "a" * 64}
+        return estimate([record])[0]
+
+    mlm, retromae = costs("mlm"), costs("retromae")
+    assert mlm["counted"]
+    preview = Preview.of(stage_of(prepared, "retromae", **node_of("retromae")))
+    assert retromae["num_parameters"] == sum(parameter.numel() for parameter in preview.objective.parameters())
+    assert retromae["num_parameters"] > mlm["num_parameters"]
+    batch = preview.batch(preview.sample(100))
+    expected = preview.objective.flops(batch) / batch.num_tokens * retromae["tokens"]
+    assert retromae["flops"] == pytest.approx(expected, rel=0.05)
+    assert retromae["flops"] > 1.5 * mlm["flops"]
+    wrong = costs("starbucks_srl", pairs=[[3, 64]])
+    assert not wrong["counted"]
+    assert wrong["problem"].startswith("objective.pairs[0]: [3, 64] is no smaller part")
+    assert wrong["num_parameters"] == mlm["num_parameters"]
 
 
 def test_words_are_whole_with_every_kind_of_tokenizer(prepared):
