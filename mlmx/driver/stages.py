@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlmx.build import statistics_of, tasks_read_by
+from mlmx.build import listed_settings, statistics_of, tasks_read_by
 from mlmx.errors import Problem, UserError, nearest
 from mlmx.fingerprint import canonical_json
 from mlmx.frozen import STAGE_GROUPS
@@ -231,13 +231,10 @@ def _says(node: Any, key: str) -> bool:
     return isinstance(node, list | tuple) and any(_says(inner, key) for inner in node)
 
 
-def _needs_dropout(node: Any) -> bool:
-    """Tell whether a node, or one inside it, has the settings with which its YAML says that it needs dropout."""
-    if isinstance(node, Mapping):
-        settings = node.get("_needs_dropout_")
-        needs = settings is not None and all(node.get(name) == value for name, value in settings.items())
-        return needs or any(_needs_dropout(inner) for inner in node.values())
-    return isinstance(node, list | tuple) and any(map(_needs_dropout, node))
+def _needs_dropout(objective: Mapping[str, Any]) -> bool:
+    """Tell whether an objective, or one inside it, has the settings with which its YAML says that it needs dropout."""
+    nodes = [node for _, _, node in listed_settings(objective, "_needs_dropout_")]
+    return any(all(node.get(name) == value for name, value in node["_needs_dropout_"].items()) for node in nodes)
 
 
 def _name_of(node: Mapping[str, Any], otherwise: str) -> str:

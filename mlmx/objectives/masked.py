@@ -17,11 +17,12 @@ from mlmx.data.rows import CorpusInfo, TokenRows
 from mlmx.data.vocabulary import Separator
 from mlmx.errors import user_error
 from mlmx.masking.corrupt import Corruption, corrupt
-from mlmx.masking.select import Policy, at_progress, fixed
+from mlmx.masking.select import Policy, at_progress
 from mlmx.masking.units import Draws, Selection, run_edges
 from mlmx.models.cross_entropy import cross_entropy
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.objective import Objective, Output
+from mlmx.schedules import Schedule, ratio_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +131,16 @@ def select(policy: Policy, rows: TokenRows, draws: Draws, context: BatchContext)
     Raises:
         UserError: if it follows a schedule, and the progress is not known.
     """
-    now = at_progress(policy, context.progress)
-    return now(rows, draws), {} if now is policy else {"mask_ratio": np.array(fixed(now.ratio), np.float32)}
+    return at_progress(policy, context.progress)(rows, draws), told_ratio(policy.ratio, context)
+
+
+def told_ratio(ratio: float | Schedule, context: BatchContext) -> dict[str, NDArray[Any]]:
+    """Return what a batch holds of its ratio: where that is a schedule, ``mask_ratio`` ().
+
+    Raises:
+        UserError: if it is one, and the progress is not known.
+    """
+    return {"mask_ratio": np.array(ratio_at(ratio, context.progress), np.float32)} if isinstance(ratio, Schedule) else {}
 
 
 def ratio_metric(batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:

@@ -18,7 +18,7 @@ from mlmx.masking.select import random_units
 from mlmx.masking.units import Draws, Units
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.clm import CausalLanguageModeling, NextTokenCollator
-from mlmx.objectives.masked import ratio_metric
+from mlmx.objectives.masked import ratio_metric, told_ratio
 from mlmx.objectives.objective import Output
 from mlmx.schedules import Schedule, ScheduledRatio, ratio_at
 
@@ -41,9 +41,8 @@ class MaskedNextTokenCollator(NextTokenCollator):
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         batch = super().__call__(rows, context)
-        if context.held_out or not isinstance(self.ratio, Schedule):
-            return batch
-        return replace(batch, tensors={**batch.tensors, "mask_ratio": torch.tensor(ratio_at(self.ratio, context.progress))})
+        told = {} if context.held_out else told_ratio(self.ratio, context)
+        return replace(batch, tensors={**batch.tensors, **{name: torch.from_numpy(array) for name, array in told.items()}})
 
     def given(self, rows: TokenRows, context: BatchContext) -> NDArray[np.int64]:
         if context.held_out:

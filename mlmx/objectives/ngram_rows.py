@@ -15,6 +15,7 @@ from mlmx.keyed import uniform
 from mlmx.masking.ngrams import NgramTable, fewest_units
 from mlmx.masking.select import random_units
 from mlmx.masking.units import Draws, Units, budgets, ranges, sums_before
+from mlmx.objectives.masked import told_ratio
 from mlmx.schedules import Schedule, ratio_at
 
 
@@ -70,8 +71,7 @@ class NgramCollator(Collator):
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         draws = Draws(context.keys)
-        ratio = ratio_at(self.mask_ratio, context.progress)
-        masked = self._masked(rows, draws, ratio)
+        masked = self._masked(rows, draws, ratio_at(self.mask_ratio, context.progress))
         input_ids = masked.rows.input_ids.copy()
         input_ids[masked.masks] = input_ids[masked.slots] = self.mask_id
         visible = np.zeros(len(input_ids), bool)
@@ -84,9 +84,8 @@ class NgramCollator(Collator):
             "slots": masked.slots,
             "slot_targets": masked.rows.input_ids[masked.slots],
             "slot_places": masked.places,
+            **told_ratio(self.mask_ratio, context),
         }
-        if isinstance(self.mask_ratio, Schedule):
-            arrays["mask_ratio"] = np.array(ratio, np.float32)
         if self.made_up_ratio is not None:
             row, place = masked.rows.row_of_token[masked.masks], masked.positions[masked.masks]
             made_up = uniform(draws.of("mix", row, place)) < self.made_up_ratio

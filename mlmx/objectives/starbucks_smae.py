@@ -136,8 +136,7 @@ class StarbucksSMAE(MaskedObjective):
             raise user_error("model", "its embeddings have another width than its layers, so that no vector can stand among them.")
         policy = WholeWords(mask_ratio, False, "fair")
         collator = masked_collator(encoder, policy, corruption, view=resolve_view(view, corpus))
-        more = {"decoder_ratio": decoder_mask_ratio, "num_encoders": len(smaller) + 1}
-        super().__init__(encoder, extended(collator, SMAECollator, **more))
+        super().__init__(encoder, extended(collator, SMAECollator, decoder_ratio=decoder_mask_ratio, num_encoders=len(smaller) + 1))
         self.weights = {"mlm": 0.5, "decoder": 0.5}
         self.pairs = [*smaller, (encoder.num_layers, encoder.hidden_size)]
         self.decoder = DecoderLayer(encoder.base.config)

@@ -104,7 +104,7 @@ class BiEncoder(Objective):
         self, encoder: Encoder, *, pooling: Pooling, similarity: Similarity, temperature: float, chunk_tokens: int | None
     ) -> None:
         super().__init__()
-        train_pooling(encoder, pooling, normalize=similarity == "cosine", where="pooling of the task")
+        train_pooling(encoder, pooling, normalize=similarity == "cosine", where="task.pooling")
         encoder.drop_head()
         self.encoder = encoder
         self.weights = {TERM: 1.0}

@@ -52,7 +52,7 @@ class SequenceObjective(Objective):
 
     def __init__(self, encoder: Encoder, *, term: str, num_outputs: int, pooling: Literal["mean", "cls"]) -> None:
         super().__init__()
-        require_pooling(encoder, pooling, where="pooling of the task")
+        require_pooling(encoder, pooling, where="task.pooling")
         encoder.drop_head()
         self.encoder = encoder
         self.weights = {term: 1.0}

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mlmx.build import build, settings_of
@@ -72,9 +73,11 @@ def _costs(stage: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) ->
     except UserError as error:
         counted, costs["problem"] = None, str(error)
     costs["counted"] = counted is not None
-    costs["num_parameters"] = counted[0] if counted else sum(parameter.numel() for parameter in model.parameters())
-    estimated = _flops_per_token(model, trainer, predicts=stage["kind"] == "pretrain")
-    _fill(costs, batch_tokens, counted[1] if counted else estimated)
+    costs["num_parameters"], flops_per_token = counted or (
+        num_parameters(model),
+        _flops_per_token(model, trainer, predicts=stage["kind"] == "pretrain"),
+    )
+    _fill(costs, batch_tokens, flops_per_token)
     tokens = min((size for size in (batch_tokens, trainer.get("micro_batch_tokens")) if size), default=None)
     if trainer.get("batch_examples"):
         tokens = min(tokens or sys.maxsize, trainer["batch_examples"] * (trainer["max_length"] or _TASK_ROW_TOKENS))
@@ -117,7 +120,12 @@ def _counted(stage: Mapping[str, Any]) -> tuple[int, float] | None:
         preview = Preview.of(StageDir(folder))
     batch = preview.batch(preview.sample(_SAMPLE_ROWS))
     flops = preview.objective.flops(batch)
-    return sum(parameter.numel() for parameter in preview.objective.parameters()), flops / batch.num_tokens
+    return num_parameters(preview.objective), flops / batch.num_tokens
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Return how many numbers are trained or kept in a module, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _model(config: PreTrainedConfig) -> PreTrainedModel | None:

@@ -115,7 +115,8 @@ def finetune(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Trac
     task.run_seed = spec["seed"]
     # Where it is trained: a task may need it to choose what to train on.
     encoder = _encoder(stage, spec).to(processes.device)
-    objective = task.objective(encoder)
+    with placed(f"task.{task.name}", settings_of(spec["task"])):
+        objective = task.objective(encoder)
     assert objective is not None, "a task with a trainer has an objective"
     trainer = build(spec["trainer"], where=f"task.{task.name}.trainer")
     rows = task.training_rows(encoder)
