@@ -68,8 +68,8 @@ def options(kind: str, folders: Sequence[Path]) -> list[Option]:
     for name, file in sorted(files.items()):
         target = targets[name]
         docstring = summary_of(target) if target else ""
-        comment = _comment(file)
-        summary = comment if comment and (not docstring or shared[target] > 1) else docstring
+        remark = " ".join(line.strip() for line in comment(file))
+        summary = remark if remark and (not docstring or shared[target] > 1) else docstring
         found.append(Option(name, summary, _about(nodes[name], name)))
     return found
 
@@ -121,8 +121,8 @@ def _source(module: str) -> Path | None:
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
-def _comment(file: Path) -> str:
-    """Return the comment that a YAML begins with, as one line, without the package header."""
+def comment(file: Path) -> list[str]:
+    """Return the lines of the comment that a YAML begins with, indented as they are, without the package header."""
     lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
-    remarks = [line.removeprefix("#").strip() for line in lines]
-    return " ".join(remark for remark in remarks if not remark.startswith("@package"))
+    remarks = [line.removeprefix("#").removeprefix(" ").rstrip() for line in lines]
+    return [remark for remark in remarks if not remark.startswith("@package")]

@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that are tables of what there is: one a config group, from the YAMLs and the docstrings.
+"""Write the pages of docs/ that tell what there is: one a config group, from the YAMLs and the docstrings, and one of the experiments.
 
 python scripts/generate_docs.py           # write them
 python scripts/generate_docs.py --check   # exit 1 if one is out of date
@@ -10,7 +10,9 @@ import importlib
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +100,26 @@ def page(group: str, title: str) -> str:
     return "\n\n".join(part if part.startswith("```") else part.replace("``", "`") for part in parts) + "\n"
 
 
+def experiments_page() -> str:
+    """Return what the experiments say of themselves; their indented lines are commands."""
+    parts = [
+        "# Experiments",
+        "Generated from `conf/experiment/` by `scripts/generate_docs.py`. Each is a whole composition; what it leaves open, such as the paths of"
+        " data, is given as `inputs.name=...`. What came out of them is in [results.md](results.md).",
+    ]
+    for file in sorted((ROOT / "conf" / "experiment").glob("*.yaml")):
+        parts.append(f"## {file.stem}")
+        for is_command, lines in groupby(listing.comment(file), key=lambda line: line.startswith(" ")):
+            text = "\n".join(lines)
+            parts.append(f"```\n{textwrap.dedent(text)}\n```" if is_command else text)
+    return "\n\n".join(parts) + "\n"
+
+
 def main() -> None:
     stale = []
-    for group, title in PAGES.items():
+    pages = {title: page(group, title) for group, title in PAGES.items()} | {"Experiments": experiments_page()}
+    for title, text in pages.items():
         path = ROOT / "docs" / f"{title.lower()}.md"
-        text = page(group, title)
         if "--check" not in sys.argv:
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
