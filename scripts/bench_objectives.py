@@ -1,17 +1,19 @@
 """Train every objective a step in turn, and print what a token costs beside one of MLM.
 
     python scripts/bench_objectives.py
-    python scripts/bench_objectives.py --objectives mlm,rts,electra corpus=text corpus.path=corpus.txt corpus.language=en model=mini
+    python scripts/bench_objectives.py --objective rts --objective 'mlm objective.mask_ratio=1' corpus=text corpus.path=corpus.txt
 
-What follows the options are settings of ``mlmx pretrain``. All objectives have the same encoder, corpus and seed, and one thread. A
-step is: making the batch, forward, backward, the optimiser. Its processor time is divided by the tokens the trainer counts, and
-by the same number of MLM's step beside it: what else runs on the machine counts little.
+What follows the options are settings of ``mlmx pretrain``, what follows an objective's name settings for it alone: an MLM that
+selects all tokens costs what one costs whose head is applied to all of them. All have the same encoder, corpus and seed, and one
+thread. A step is: making the batch, forward, backward, the optimiser. Its processor time is divided by the tokens the trainer
+counts, and by the same number of MLM's step beside it: what else runs on the machine counts little.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import statistics
 import sys
 import tempfile
@@ -42,19 +44,23 @@ _NEEDS_DROPOUT = ("simcse", "mirror")  # two views of a sentence differ by it
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objectives", default="", help="separated by commas; all that fit the corpus if empty")
+    parser.add_argument(
+        "--objective", action="append", help="its name, and settings; may be repeated; all that fit the corpus by default"
+    )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=3, help="steps that are not counted")
     parser.add_argument("settings", nargs="*", help="of mlmx pretrain")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    names = given.objectives.split(",") if given.objectives else [option.name for option in options("objectives", [conf_dir()])]
+    names = given.objective or [option.name for option in options("objectives", [conf_dir()])]
     num_steps = given.warmup + given.steps
+    settings = [*_SETTINGS, *given.settings, f"trainer.max_steps={num_steps}"]
     with tempfile.TemporaryDirectory() as folder:
         trainings = {}
-        for name in dict.fromkeys(["mlm", *names]):
+        for number, name in enumerate(dict.fromkeys(["mlm", *names])):
+            own, *more = shlex.split(name)
             try:
-                trainings[name] = steps(name, [*_SETTINGS, *given.settings, f"trainer.max_steps={num_steps}"], Path(folder))
+                trainings[name] = steps(own, [*settings, *more], Path(folder), stage=f"training-{number}")
             except UserError as error:
                 print(f"without {name}: {error}", file=sys.stderr)
         turns = [{name: next(training) for name, training in trainings.items()} for _ in range(num_steps)]
@@ -68,7 +74,7 @@ def main() -> None:
         print(f"| {name} | {low}, **{median}**, {high} | {flops:.2f} |")
 
 
-def steps(name: str, settings: list[str], folder: Path) -> Iterator[tuple[float, float]]:
+def steps(name: str, settings: list[str], folder: Path, *, stage: str) -> Iterator[tuple[float, float]]:
     """Return a training that gives seconds of processor time and model FLOPs per token, step by step."""
     dropout = ["trainer.dropout=0.1"] if name.startswith(_NEEDS_DROPOUT) else []
     overrides = [f"objective={name}", *dropout, *settings, f"outputs={folder / 'outputs'}"]
@@ -76,12 +82,12 @@ def steps(name: str, settings: list[str], folder: Path) -> Iterator[tuple[float,
     placed = place(stages_of(config), folder / "outputs")
     with contextlib.redirect_stdout(sys.stderr):
         run_stages(placed[:-1])
-    stage = StageDir(folder / name)
+    directory = StageDir(folder / stage)
     record = placed[-1].config(source_hash())
-    stage.write_config(record | {"parents": {role: str(one.directory.path) for role, one in placed[-1].parents.items()}})
+    directory.write_config(record | {"parents": {role: str(one.directory.path) for role, one in placed[-1].parents.items()}})
     torch.manual_seed(0)
-    objective, rows, trainer = open_pretraining(stage, record["spec"])
-    loop = trainer.prepare(objective, rows, stage, seed=0, processes=ProcessGroup())
+    objective, rows, trainer = open_pretraining(directory, record["spec"])
+    loop = trainer.prepare(objective, rows, directory, seed=0, processes=ProcessGroup())
 
     def train() -> Iterator[tuple[float, float]]:
         for step in range(trainer.max_steps or 0):

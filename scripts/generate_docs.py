@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that tell what there is: one a config group, from the YAMLs and the docstrings, and one of the experiments.
+"""Write the pages of docs/ that tell what there is: one a config group, and one of the experiments.
 
 python scripts/generate_docs.py           # write them
 python scripts/generate_docs.py --check   # exit 1 if one is out of date
@@ -104,8 +104,8 @@ def experiments_page() -> str:
     """Return what the experiments say of themselves; their indented lines are commands."""
     parts = [
         "# Experiments",
-        "Generated from `conf/experiment/` by `scripts/generate_docs.py`. Each is a whole composition; what it leaves open, such as the paths of"
-        " data, is given as `inputs.name=...`. What came out of them is in [results.md](results.md).",
+        "Generated from `conf/experiment/` by `scripts/generate_docs.py`. What an experiment leaves open, such as the paths of"
+        " data, is given as `inputs.name=...`. What came out is in [results.md](results.md).",
     ]
     for file in sorted((ROOT / "conf" / "experiment").glob("*.yaml")):
         parts.append(f"## {file.stem}")

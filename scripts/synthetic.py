@@ -26,7 +26,7 @@ _SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _CLS, _SEP = 2, 3
 _PIECES_PER_WORD = 1.4
 
-CORPUS = CorpusInfo(parallel=False, languages=("en",), tag_names={"pos": ("", "NOUN", "VERB", "ADJ"), "entity": ("", "PER", "LOC")})
+CORPUS = CorpusInfo(num_sides=1, languages=("en",), tag_names={"pos": ("", "NOUN", "VERB", "ADJ"), "entity": ("", "PER", "LOC")})
 
 
 class Lines(RowDataset):

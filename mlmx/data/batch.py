@@ -84,8 +84,9 @@ class Collator(ABC):
     """Turns rows into a batch: selects, corrupts, counts. Runs on the CPU in loader workers; picklable; no parameters.
 
     Attributes:
-        view: what a row is to this objective: each ``segment`` of the corpus by itself, or each ``pair`` in one row.
-        separator: how the two sides of a pair are joined, see ``mlmx.data.vocabulary.RowLayout``.
+        view: what a row is to this objective: each ``segment`` of the corpus by itself, or each ``pair`` in one row. Rows
+            of a corpus of triplets have three sides then: who needs two checks ``CorpusInfo.parallel``.
+        separator: how the sides of a pair are joined, see ``mlmx.data.vocabulary.RowLayout``.
     """
 
     view: Literal["segment", "pair"] = "segment"

@@ -37,7 +37,7 @@ class Example:
 
     Attributes:
         where: the file and line it came from, for messages.
-        segments: one segment, or the two sides of a pair.
+        segments: its sides: one text, the two of a pair, or the three of a triplet.
     """
 
     where: str
@@ -48,18 +48,23 @@ class Corpus(ABC):
     """A source of examples. Settings are keyword-only parameters of the constructor.
 
     Attributes:
-        parallel: whether its examples are pairs.
+        num_sides: how many segments an example has: 1, the 2 of a pair, the 3 of a triplet.
         languages: the codes of its languages, in a fixed order (for a pair: first side first).
         skipped: reason -> number of lines left out so far; filled while iterating.
     """
 
-    parallel: bool
+    num_sides: int
     languages: tuple[str, ...]
     skipped: dict[str, int]
 
     @abstractmethod
     def examples(self) -> Iterator[Example]:
         """Yield the examples in their order; the same ones each time."""
+
+    @property
+    def parallel(self) -> bool:
+        """Whether examples are pairs."""
+        return self.num_sides == 2
 
     def __len__(self) -> int:
         """Return about how many examples there are, for progress bars; 0 if unknown."""

@@ -68,7 +68,7 @@ class ExampleWriter:
         self._unknown_id = tokenizer.unk_token_id
         self._piece_dtype = np.dtype(np.uint16 if self._vocabulary_size <= 1 << 16 else np.int32)
         self._languages = tuple(corpus.languages)
-        self._num_sides = 2 if corpus.parallel else 1
+        self._num_sides = corpus.num_sides
         self._weights = getattr(corpus, "part_weights", None)
         self._counts = _Counts(**(writer.state or {}))
         self._before = (self._counts.num_read, self._counts.read_crc32)
@@ -216,7 +216,6 @@ class ExampleWriter:
             raise user_error("corpus", f"has no example with tokens ({reasons or 'it is empty'}).")
         return {
             "format": FORMAT,
-            "parallel": self._corpus.parallel,
             "languages": list(self._languages),
             "num_examples": counts.num_examples,
             "num_segments": counts.num_examples * self._num_sides,

@@ -50,10 +50,10 @@ class Side:
 def gather(layout: RowLayout, source: Source, sides: Sequence[Side], row_ids: NDArray[np.int64]) -> TokenRows:
     """Return rows with these sides, laid out with the special tokens of ``layout``.
 
-    Word indices start at 0 in each row and rise through both sides.
+    Word indices start at 0 in each row and rise through all sides.
     """
-    specials = layout.num_special if len(sides) > 1 else len(layout.prefix) + len(layout.suffix)
-    offsets = offsets_of(sum((side.lengths for side in sides), np.full(len(row_ids), specials, np.int64)))
+    specials = np.full(len(row_ids), layout.num_special_of(len(sides)), np.int64)
+    offsets = offsets_of(sum((side.lengths for side in sides), specials))
     total = int(offsets[-1])
     input_ids = np.zeros(total, np.int64)
     words = np.full(total, -1, np.int32)
@@ -141,6 +141,26 @@ def windows(
     places = np.searchsorted(first[1], joined[1][order])
     texts, starts, lengths = (np.insert(column, places, more[order]) for column, more in zip(first, joined, strict=True))
     return texts, starts, lengths
+
+
+def fair_lengths(full: NDArray[np.int64], room: int) -> NDArray[np.int64]:
+    """Return how many pieces each side of each row keeps, (S, K), where all of a row have to fit into ``room``.
+
+    The longer ones lose first, down to the same length; what then does not divide, the first of them keep.
+
+    Args:
+        full: (S, K) pieces of each of the K sides.
+        room: pieces of a row at most; K or more.
+    """
+    ascending = np.sort(full, axis=1)
+    # The length that a side and all longer ones may have if all shorter ones are kept whole.
+    levels = (room - ascending.cumsum(axis=1) + ascending) // np.arange(full.shape[1], 0, -1)
+    too_long = ascending > levels
+    first = too_long.argmax(axis=1, keepdims=True)
+    level = np.where(too_long.any(axis=1, keepdims=True), np.take_along_axis(levels, first, axis=1), ascending[:, -1:])
+    kept = np.minimum(full, level)
+    cut = np.asarray(full > level)
+    return np.asarray(kept + (cut & (cut.cumsum(axis=1) <= room - kept.sum(axis=1, keepdims=True))))
 
 
 def last_boundary(word_pieces: NDArray[np.int64], starts: NDArray[np.int64], limits: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """Rows: what a collator gets, tokenised and laid end to end.
 
-A row is one sequence of the model: a sentence, a window of a document, or the two sides of a pair, with its special tokens.
+A row is one sequence of the model: a sentence, a window of a document, or the sides of a pair or triplet, with its special tokens.
 Rows of a micro-batch are stored flat, so that masking and packing are vectorised over all of them.
 """
 
@@ -26,8 +26,8 @@ class TokenRows:
     Attributes:
         input_ids: (T,) int64 token ids, special tokens included.
         cu_seqlens: (S+1,) int32; row s holds tokens ``cu_seqlens[s]:cu_seqlens[s+1]``.
-        words: (T,) int32 index of the token's word within its row (rising through both sides of a pair), -1 for specials.
-        segments: (T,) int8 side of a pair the token belongs to, 0 or 1; specials count to the side they close (a first
+        words: (T,) int32 index of the token's word within its row (rising through the sides of a pair), -1 for specials.
+        segments: (T,) int8 side of a pair the token belongs to, from 0; specials count to the side they close (a first
             special opens side 0).
         languages: (T,) int8 index into the corpus' ``languages``, -1 for specials.
         row_ids: (S,) int64 number of the row in its dataset: what its random choices are keyed by.
@@ -99,13 +99,18 @@ class CorpusInfo:
     """What an objective may know of its corpus.
 
     Attributes:
-        parallel: whether examples are pairs.
+        num_sides: how many texts an example has: 1, the 2 of a pair, the 3 of a triplet.
         languages: language codes; ``TokenRows.languages`` indexes it.
         tag_names: layer -> class names, index 0 being "" (not annotated); empty without an annotation stage.
         statistics: ``mlmx.data.statistic.Statistic`` -> the arrays that its stage collected; those that the objective's YAML lists.
     """
 
-    parallel: bool
+    num_sides: int
     languages: tuple[str, ...]
     tag_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     statistics: Mapping[Hashable, Arrays] = field(default_factory=dict)
+
+    @property
+    def parallel(self) -> bool:
+        """Whether examples are pairs."""
+        return self.num_sides == 2

@@ -1,4 +1,4 @@
-"""Rows of a stored corpus: each segment by itself, or the two sides of each pair together."""
+"""Rows of a stored corpus: each segment by itself, or the sides of each example together."""
 
 # S rows of a batch, N rows of the dataset, G segments
 
@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmx.data.gather import Side, Source, gather, last_boundary, windows
+from mlmx.data.gather import Side, Source, fair_lengths, gather, last_boundary, windows
 from mlmx.data.rows import RowDataset, TokenRows
 from mlmx.data.store import TokenStore
 from mlmx.data.vocabulary import RowLayout, Vocabulary
@@ -64,7 +64,7 @@ class SegmentRows(StoreRows):
         self, store: TokenStore, vocabulary: Vocabulary, *, max_length: int, overlong: Literal["split", "truncate"]
     ) -> None:
         super().__init__(store, vocabulary.single)
-        room = _room(vocabulary.single, max_length)
+        room = _room(vocabulary.single, 1, max_length)
         offsets = store.arrays["piece_offsets"]
         if overlong == "split":
             self.segments, self.starts, lengths = windows(offsets, store.arrays["word_pieces"], room)
@@ -88,33 +88,33 @@ class SegmentRows(StoreRows):
 
 
 class PairRows(StoreRows):
-    """Each pair in one row; the longer side of an overlong pair loses its end first, at a word boundary where there is one."""
+    """Each pair or triplet in one row; the longest sides of an overlong one lose their ends, at word boundaries."""
 
     def __init__(
         self, store: TokenStore, vocabulary: Vocabulary, *, separator: Literal["template", "own"], max_length: int
     ) -> None:
         layout = vocabulary.pair_layout(separator)
         super().__init__(store, layout)
-        room = _room(layout, max_length)
         offsets = store.arrays["piece_offsets"]
-        full = np.diff(offsets).reshape(-1, 2)
-        fair = np.array([(room + 1) // 2, room // 2])
-        # A side may keep its fair half, and whatever the other side leaves free.
-        kept = np.minimum(full, np.maximum(fair, room - full[:, ::-1]))
-        starts = np.array(offsets[:-1]).reshape(-1, 2)
+        full = np.diff(offsets).reshape(-1, store.num_sides)
+        kept = fair_lengths(full, _room(layout, store.num_sides, max_length))
+        starts = np.array(offsets[:-1]).reshape(full.shape)
         cut = kept < full
         kept[cut] = last_boundary(store.arrays["word_pieces"], starts[cut], (starts + kept)[cut]) - starts[cut]
         self.starts, self.kept = starts, kept
         self.num_truncated = self._count_lost(np.arange(store.num_segments), (full - kept).reshape(-1))
-        self.lengths = (kept.sum(axis=1) + layout.num_special).astype(np.int32)
+        self.lengths = (kept.sum(axis=1) + layout.num_special_of(store.num_sides)).astype(np.int32)
 
     @property
     def examples(self) -> NDArray[np.int64]:
         return np.arange(self.store.num_examples)
 
     def take(self, indices: NDArray[np.int64]) -> TokenRows:
-        sides = [self._side(2 * indices + side, self.starts[indices, side], self.kept[indices, side]) for side in (0, 1)]
-        return replace(gather(self.layout, self._source(), sides, indices), sources=2 * indices)
+        first = self.store.num_sides * indices
+        sides = [
+            self._side(first + side, self.starts[indices, side], self.kept[indices, side]) for side in range(self.store.num_sides)
+        ]
+        return replace(gather(self.layout, self._source(), sides, indices), sources=first)
 
 
 def open_rows(
@@ -131,7 +131,7 @@ def open_rows(
     Args:
         store: the corpus.
         vocabulary: that of the tokenizer it was tokenised with.
-        view: each ``segment`` by itself, or each ``pair`` in one row.
+        view: each ``segment`` by itself, or each ``pair``, or triplet, in one row.
         separator: how the sides of a pair are joined.
         max_length: tokens per row at most, special tokens included.
         overlong: what becomes of a segment that is too long: ``split`` into windows, so that nothing is lost, or ``truncate``. A
@@ -145,18 +145,16 @@ def open_rows(
         raise user_error("corpus", message)
     if view == "segment":
         return SegmentRows(store, vocabulary, max_length=max_length, overlong=overlong)
-    if not store.parallel:
+    if store.num_sides == 1:
         raise user_error("corpus", "the objective needs pairs of sentences, but this corpus is not parallel.")
     return PairRows(store, vocabulary, separator=separator, max_length=max_length)
 
 
-def _room(layout: RowLayout, max_length: int) -> int:
-    room = max_length - layout.num_special
-    least: Any = 2 if layout.middle else 1
-    if room < least:
-        raise user_error(
-            "trainer.max_length", f"{max_length} leaves no room beside the {layout.num_special} special tokens of a row."
-        )
+def _room(layout: RowLayout, num_sides: int, max_length: int) -> int:
+    num_special = layout.num_special_of(num_sides)
+    room = max_length - num_special
+    if room < num_sides:
+        raise user_error("trainer.max_length", f"{max_length} leaves no room beside the {num_special} special tokens of a row.")
     return room
 
 

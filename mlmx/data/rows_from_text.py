@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlmx.data.encoding import Encoded, PieceEncoder, offsets_of
-from mlmx.data.gather import Side, Source, gather, windows
+from mlmx.data.gather import Side, Source, fair_lengths, gather, windows
 from mlmx.data.rows import RowDataset, TokenRows
 from mlmx.data.vocabulary import Vocabulary
 from mlmx.errors import user_error
@@ -62,7 +62,7 @@ class TextRows(RowDataset):
                 "max_length", f"{max_length} leaves no room beside the {self.layout.num_special} special tokens of a row."
             )
         full = np.stack([np.diff(side.piece_offsets) for side in sides], axis=1)
-        self.kept = _fair_lengths(full, room)
+        self.kept = fair_lengths(full, room)
         starts = [side.piece_offsets[:-1] for side in sides]
         starts = [start + shift for start, shift in zip(starts, [0, len(sides[0].pieces)], strict=False)]
         self.starts = np.stack(starts, axis=1)
@@ -162,14 +162,6 @@ class WordRows(RowDataset):
         offsets = offsets_of(side.lengths)
         within: NDArray[np.int64] = np.arange(offsets[-1]) + np.repeat(side.starts - offsets[:-1], side.lengths)
         return within
-
-
-def _fair_lengths(full: NDArray[np.int64], room: int) -> NDArray[np.int64]:
-    if full.shape[1] == 1:
-        return np.asarray(np.minimum(full, room))
-    # A side may keep its fair half, and whatever the other side leaves free.
-    fair = np.array([(room + 1) // 2, room // 2])
-    return np.asarray(np.minimum(full, np.maximum(fair, room - full[:, ::-1])))
 
 
 def _first_pieces(encoded: Encoded) -> NDArray[np.bool_]:

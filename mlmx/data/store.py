@@ -82,11 +82,7 @@ class TokenStore:
     @property
     def info(self) -> CorpusInfo:
         """What an objective may know of the corpus."""
-        return CorpusInfo(parallel=self.parallel, languages=self.languages, tag_names=self.tag_names)
-
-    @property
-    def parallel(self) -> bool:
-        return bool(self.meta["parallel"])
+        return CorpusInfo(num_sides=self.num_sides, languages=self.languages, tag_names=self.tag_names)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -94,7 +90,8 @@ class TokenStore:
 
     @property
     def num_sides(self) -> int:
-        return 2 if self.parallel else 1
+        """How many segments an example has."""
+        return self.num_segments // self.num_examples
 
     @property
     def num_examples(self) -> int:
@@ -102,7 +99,7 @@ class TokenStore:
 
     @property
     def num_segments(self) -> int:
-        return self.num_examples * self.num_sides
+        return int(self.meta["num_segments"])
 
     @property
     def num_words(self) -> int:

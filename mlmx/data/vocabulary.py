@@ -22,9 +22,9 @@ class RowLayout:
 
     Attributes:
         prefix: ids before the first side.
-        middle: ids between the two sides of a pair.
+        middle: ids between two sides.
         suffix: ids after the last side.
-        middle_split: how many of ``middle`` close side 0; the rest open side 1.
+        middle_split: how many of ``middle`` close the side before; the rest open the one after.
     """
 
     prefix: tuple[int, ...]
@@ -34,7 +34,11 @@ class RowLayout:
 
     @property
     def num_special(self) -> int:
-        return len(self.prefix) + len(self.middle) + len(self.suffix)
+        return self.num_special_of(2)
+
+    def num_special_of(self, num_sides: int) -> int:
+        """Return the special tokens of a row with so many sides."""
+        return len(self.prefix) + (num_sides - 1) * len(self.middle) + len(self.suffix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ class Alternate(Composite):
     """Draws for each step which of several objectives it trains.
 
     All of a global batch has the same objective, a function of seed and step. Each part sees rows with the masks that it would have
-    in their place alone. Where one part reads pairs, those that read segments get both sides of each pair. The validation loss is
+    in their place alone. Where one part reads pairs, those that read segments get all sides of each pair. The validation loss is
     that of all parts, weighted by their ratios. What is exported is the encoder.
 
     Source:

@@ -86,10 +86,12 @@ class EachSide(Collator):
     Attributes:
         collator: the other one, of segments.
         single: layout of a row with one side.
+        num_sides: of an example.
     """
 
     collator: Collator
     single: RowLayout
+    num_sides: int
     view: Literal["segment", "pair"] = "pair"
 
     def arranged(self, rows: TokenRows, context: BatchContext) -> TokenRows:
@@ -99,8 +101,8 @@ class EachSide(Collator):
         return self.collator(*self._sides(rows, context))
 
     def _sides(self, rows: TokenRows, context: BatchContext) -> tuple[TokenRows, BatchContext]:
-        keys = np.concatenate([fold(context.keys, side) for side in range(2)])
-        return stacked(sides_of(rows, self.single)), replace(context, keys=keys)
+        keys = np.concatenate([fold(context.keys, side) for side in range(self.num_sides)])
+        return stacked(sides_of(rows, self.single, self.num_sides)), replace(context, keys=keys)
 
 
 class Composite(Objective):
@@ -122,6 +124,7 @@ class Composite(Objective):
         """
         super().__init__()
         self.encoder = encoder
+        self._num_sides = corpus.num_sides
         self.names = tuple(parts)
         head, keeps_head = encoder.head, False
         for name, part in parts.items():
@@ -172,7 +175,7 @@ class Composite(Objective):
                 raise user_error("objective.parts", message)
         single = self.encoder.vocabulary.single
         read = {
-            name: collator if name in of_pairs else EachSide(collator=collator, single=single)
+            name: collator if name in of_pairs else EachSide(collator=collator, single=single, num_sides=self._num_sides)
             for name, collator in collators.items()
         }
         return read, "pair", collators[of_pairs[0]].separator

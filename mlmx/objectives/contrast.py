@@ -75,6 +75,17 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     return gathered, sum(sizes[: dist.get_rank()])
 
 
+def gather_candidates(positives: Tensor, *negatives: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each query is compared with, of all processes, and which of them belongs to each query of this one, (N,).
+
+    Args:
+        positives: (N, ...) what belongs to each query.
+        negatives: (N, ...) each, what is like a query and does not belong to it.
+    """
+    gathered, first = gather_rows(torch.stack([positives, *negatives], dim=1))
+    return torch.cat(gathered.unbind(dim=1)), first + torch.arange(len(positives), device=positives.device)
+
+
 def contrastive_loss(
     queries_ND: Tensor, candidates_MD: Tensor, targets_N: Tensor, *, temperature: float, left_out_NM: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

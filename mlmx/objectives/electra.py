@@ -29,6 +29,11 @@ from mlmx.objectives.masked import MaskedCollator, masked_collator, ratio_metric
 from mlmx.objectives.objective import Objective, Output
 from mlmx.schedules import ScheduledRatio
 
+_CORRUPTIONS = {
+    "paper": Corruption(mask=1.0, random=0.0, keep=0.0),
+    "released_code": Corruption(mask=0.85, random=0.0, keep=0.15),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ElectraCollator(MaskedCollator):
@@ -63,11 +68,12 @@ class Electra(Objective):
         in [0, 1) that decide what is made up.
 
     Deviations:
-        ``corruption`` is by default that of the released code; in the paper all selected tokens are masked. The selected tokens of
-        a row are different ones, exactly ``max(1, round(mask_ratio * ordinary tokens))`` (the released code draws them with
-        replacement and counts special tokens). What is made up is never a special token. Word embeddings are shared, position
-        embeddings are not. What is drawn is a function of seed, epoch and row, by the inverse of the summed probabilities rather
-        than by Gumbel noise: the same distribution. The validation loss is judged on what the generator makes up at the time.
+        ``parity: paper`` masks all selected tokens for the generator, ``released_code`` 85% of them and keeps the rest. The
+        selected tokens of a row are different ones, exactly ``max(1, round(mask_ratio * ordinary tokens))`` (the released code
+        draws them with replacement and counts special tokens). What is made up is never a special token. Word embeddings are
+        shared, position embeddings are not. What is drawn is a function of seed, epoch and row, by the inverse of the summed
+        probabilities rather than by Gumbel noise: the same distribution. The validation loss is judged on what the generator makes
+        up at the time.
 
     Raises:
         UserError: if the tokenizer has no mask token, or the generator would have no width.
@@ -81,7 +87,7 @@ class Electra(Objective):
         corpus: CorpusInfo,
         *,
         mask_ratio: ScheduledRatio,
-        corruption: Corruption,
+        parity: Literal["paper", "released_code"],
         generator_ratio: Annotated[float, Field(gt=0, le=1)],
         detection_weight: PositiveFloat,
         export: Literal["discriminator", "generator"],
@@ -92,7 +98,7 @@ class Electra(Objective):
             encoder: the discriminator; its language-model head is dropped.
             corpus: what it is trained on.
             mask_ratio: part of a row's ordinary tokens that the generator predicts, in [0, 1].
-            corruption: parts of them that the generator sees masked, replaced and kept; they sum to 1.
+            parity: how many of the selected tokens the generator sees masked, see *Deviations*.
             generator_ratio: width of the generator's layers over the encoder's, in (0, 1]; both have the same number of layers.
             detection_weight: weight of ``detection``; that of ``mlm`` is 1.
             export: what survives into the next stage.
@@ -107,7 +113,7 @@ class Electra(Objective):
         forbidden = np.ones(encoder.base.get_input_embeddings().num_embeddings, bool)
         forbidden[encoder.vocabulary.ordinary_ids] = False
         self.register_buffer("forbidden", torch.from_numpy(forbidden), persistent=False)
-        collator = masked_collator(encoder, ExactTokens(mask_ratio), corruption)
+        collator = masked_collator(encoder, ExactTokens(mask_ratio), _CORRUPTIONS[parity])
         self._collator = extended(collator, ElectraCollator)
 
     def collator(self) -> ElectraCollator:

@@ -183,7 +183,10 @@ def require_pairs(corpus: CorpusInfo) -> None:
         UserError: if the corpus is monolingual.
     """
     if not corpus.parallel:
-        raise user_error("corpus", "this objective reads pairs of sentences, and the corpus is not parallel.")
+        told = (
+            f"this objective reads pairs of sentences, and the corpus is not parallel: its examples have {corpus.num_sides} each."
+        )
+        raise user_error("corpus", told)
 
 
 def resolve_view(view: Literal["segment", "pair", "corpus"], corpus: CorpusInfo) -> Literal["segment", "pair"]:

@@ -62,11 +62,13 @@ class Matryoshka2d(SubmodelContrast):
     Terms:
         With a layer l below the last one n and a width d below the whole one D, drawn for each step: ``full``, ``layer``, ``width``
         and ``both``, the sums over the examples of -log softmax of the similarity to their second view, among the second views of
-        the global batch, by the vectors of (n, D), (l, D), (n, d) and (l, d); nats; each counts examples. ``kl``: sum over the rows
-        of both views of KL(softmax(h_n) || softmax(h_l)) between the coordinates of the whole vectors, nats; counts rows.
+        the global batch (and the third ones, of triplets), by the vectors of (n, D), (l, D), (n, d) and (l, d); nats; each counts
+        examples. ``kl``: sum over the rows of the first two views of KL(softmax(h_n) || softmax(h_l)) between the coordinates of
+        the whole vectors, nats; counts rows.
 
     Shapes:
-        A batch of S examples has 2S rows: the first views of all, then the second ones. ``part`` (2,): the layer and the width.
+        A batch of S examples has 2S rows, of triplets 3S: the first views of all, then the second ones, then the third ones.
+        ``part`` (2,): the layer and the width.
 
     Deviations:
         The loss of similarity is that of ``simcse``; in the source that of AnglE. ``detach_teacher=false`` is as in the source:
@@ -99,7 +101,8 @@ class Matryoshka2d(SubmodelContrast):
             width_step: widths are multiples of it.
             kl_weight: weight of ``kl``; that of the others is 1.
             detach_teacher: whether only the lower layer learns from ``kl``.
-            positives: what a second view is: the same row under other ``dropout``, or the other side of a ``pair``.
+            positives: what a second view is: the same row under other ``dropout``, or the other side of a ``pair``;
+                the third side of a triplet is a negative.
             equal_views: whether a training without dropout, whose two views are the same, is refused or accepted.
             pooling: how states of a layer become a vector.
             similarity: ``cosine``, after the vectors are cut; or ``dot``, the inner product.

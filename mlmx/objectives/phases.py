@@ -46,7 +46,7 @@ class Phases(Composite):
 
     It is one training: the learning rate goes by the whole budget, the optimiser keeps its moments, and the order of the rows is
     the same whatever the split. Up to the end of the first phase everything is as with the first objective alone. Where one part
-    reads pairs, those that read segments get both sides of each pair. The validation loss is that of the last phase, all the time.
+    reads pairs, those that read segments get all sides of each pair. The validation loss is that of the last phase, all the time.
     What is exported is the encoder.
 
     Source:

@@ -39,17 +39,17 @@ class StarbucksSRL(SubmodelContrast):
 
     Terms:
         ``full`` and, for each pair of a layer l and a width d, ``layer<l>_width<d>``: the sum over the examples of -log softmax of
-        the similarity to their second view, among the second views of the global batch, by the first d coordinates of layer l;
-        nats; each counts examples. ``kl``: KL(whole encoder || smaller one) in nats, summed over the pairs. With ``kl_on=scores``
-        the distributions are over the second views of the global batch, and it sums over the examples and counts them. With
-        ``coordinates`` they are the softmax of a vector's first d coordinates, and it sums over the rows of both views and counts
-        these.
+        the similarity to their second view, among the second views of the global batch (and the third ones, of triplets), by the
+        first d coordinates of layer l; nats; each counts examples. ``kl``: KL(whole encoder || smaller one) in nats, summed over
+        the pairs. With ``kl_on=scores`` the distributions are over these views, and it sums over the examples and counts them.
+        With ``coordinates`` they are the softmax of a vector's first d coordinates, and it sums over the rows of the first two
+        views and counts these.
 
     Shapes:
-        A batch of S examples has 2S rows: the first views of all, then the second ones.
+        A batch of S examples has 2S rows, of triplets 3S: the first views of all, then the second ones, then the third ones.
 
     Deviations:
-        No hard negatives. All pairs are trained in each step, as in the published runs; the released code can sample some.
+        All pairs are trained in each step, as in the published runs; the released code can sample some.
 
     Raises:
         UserError: if the encoder has no such part, or has a norm after its last layer; those of ``simcse``.
@@ -81,7 +81,8 @@ class StarbucksSRL(SubmodelContrast):
             kl_on: what distributions are over: the ``scores`` of the candidates, or the ``coordinates`` of a vector.
             kl_weight: weight of ``kl``; that of the others is 1.
             detach_teacher: whether only the smaller encoders learn from ``kl``.
-            positives: what a second view is: the same row under other ``dropout``, or the other side of a ``pair``.
+            positives: what a second view is: the same row under other ``dropout``, or the other side of a ``pair``;
+                the third side of a triplet is a negative.
             equal_views: whether a training without dropout, whose two views are the same, is refused or accepted.
             pooling: how states of a layer become a vector.
             similarity: ``cosine``, after the vectors are cut; or ``dot``, the inner product.

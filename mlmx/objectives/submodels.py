@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,9 +17,9 @@ from mlmx.errors import Problem, UserError
 from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import Pooling, train_pooling
 from mlmx.models.truncate import require_plain_layers
-from mlmx.objectives.contrast import Similarity, embed_layers, gather_rows, similarities
+from mlmx.objectives.contrast import Similarity, embed_layers, gather_candidates, similarities
 from mlmx.objectives.objective import Objective
-from mlmx.objectives.views import EqualViews, Positives, ViewsCollator, require_dropout, views_collator
+from mlmx.objectives.views import EqualViews, Positives, ViewsCollator, by_view, require_dropout, views_collator
 
 KLOn = Literal["scores", "coordinates"]
 
@@ -30,13 +29,13 @@ _LEAST_WIDTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """The vectors of both views by some layers.
+    """The vectors of views by some layers.
 
     Attributes:
         first: (S, K, D) the first views of this process' examples.
         second: (S, K, D) their second views.
-        candidates: (M, K, D) the second views of all processes.
-        targets: (S,) which of these are this process' own.
+        candidates: (M, K, D) the second views of all processes, and the third ones, of triplets.
+        targets: (S,) which of these is each example's second view.
     """
 
     first: Tensor
@@ -46,7 +45,7 @@ class Views:
 
 
 class SubmodelContrast(Objective):
-    """Compares the two views of examples by the vectors of several layers, each cut to some width, from one forward pass.
+    """Compares the views of examples by the vectors of several layers, each cut to some width, from one forward pass.
 
     Raises:
         UserError: if a shorter model would not have the vectors of these layers, if pairs are wanted of a monolingual corpus, or
@@ -74,7 +73,8 @@ class SubmodelContrast(Objective):
             encoder: what is trained; its language-model head is dropped.
             corpus: what it is trained on.
             counts: term -> predictions of each example.
-            positives: what a second view is: the same row under other ``dropout``, or the other side of a ``pair``.
+            positives: what a second view is: the same row under other ``dropout``, or the other side of a ``pair``;
+                the third side of a triplet is a negative.
             equal_views: whether a training without dropout, whose two views are the same, is refused or accepted.
             pooling: how states of a layer become a vector.
             similarity: ``cosine``, after the vectors are cut; or ``dot``, the inner product.
@@ -101,12 +101,11 @@ class SubmodelContrast(Objective):
         if self._needs_dropout:
             require_dropout(self.encoder)
         vectors = embed_layers(self.encoder, batch, layers=layers, pooling=self.pooling, chunk_tokens=self.chunk_tokens)
-        first, second = vectors.view(2, batch.num_rows // 2, *vectors.shape[1:])
+        views = by_view(vectors, self._collator.num_views)
         if not batch.counted:
             # Another process has these examples, and everybody sees them there.
-            first, second = first[:0], second[:0]
-        candidates, begin = gather_rows(second)
-        return Views(first, second, candidates, begin + torch.arange(len(second), device=second.device))
+            views = views[:, :0]
+        return Views(views[0], views[1], *gather_candidates(*views[1:]))
 
     def logits(self, first_SD: Tensor, candidates_MD: Tensor) -> Tensor:
         """Return (S, M): the similarities of vectors, as they are cut, over the temperature."""

@@ -1,4 +1,4 @@
-"""Rows in two views that are to lie close together: the two sides of a pair, or one row under two dropout masks."""
+"""Rows in views: the sides of a pair or triplet, or one row under two dropout masks. The first two are to lie close together."""
 
 # S examples of a batch, T tokens of all rows
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from mlmx.data.batch import Batch, BatchContext, Collator, packed_batch
 from mlmx.data.gather import Side, Source, gather
@@ -18,36 +19,35 @@ from mlmx.errors import user_error
 from mlmx.keyed import fold
 from mlmx.models.dropout import dropout_of
 from mlmx.models.encoder import Encoder
-from mlmx.objectives.masked import require_pairs
 
 TERM = "contrast"
 
 Positives = Literal["dropout", "pair"]
 EqualViews = Literal["refuse", "accept"]
 
-_NUM_VIEWS = 2
-
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsCollator(Collator):
-    """Makes two rows of each example: first those of all examples in the first view, then those in the second.
+    """Makes a row of each view of an example: first those of all examples in the first view, then those in the second, and so on.
 
     Attributes:
         single: layout of a row of one side.
-        view: ``segment``: both rows are the example; ``pair``: they are its two sides.
+        view: ``segment``: all its rows are the example; ``pair``: they are its sides.
+        num_views: rows of an example.
         per_example: term -> predictions of each example.
     """
 
     single: RowLayout
     view: Literal["segment", "pair"]
+    num_views: int
     per_example: Mapping[str, int]
 
     def arranged(self, rows: TokenRows, context: BatchContext) -> TokenRows:
-        return stacked([rows, rows] if self.view == "segment" else sides_of(rows, self.single))
+        return stacked([rows] * self.num_views if self.view == "segment" else sides_of(rows, self.single, self.num_views))
 
     def __call__(self, rows: TokenRows, context: BatchContext) -> Batch:
         arranged = self.arranged(rows, context)
-        keys = np.concatenate([fold(context.keys, view) for view in range(_NUM_VIEWS)])
+        keys = np.concatenate([fold(context.keys, view) for view in range(self.num_views)])
         counts = {term: number * rows.num_rows for term, number in self.per_example.items()}
         return packed_batch(arranged, replace(context, keys=keys), counts=counts)
 
@@ -58,16 +58,18 @@ def views_collator(encoder: Encoder, corpus: CorpusInfo, positives: Positives, *
     Args:
         encoder: the encoder.
         corpus: what it is trained on.
-        positives: what a second view is.
+        positives: what a second view is; a third one, of a triplet, is a negative.
         per_example: term -> predictions of each example.
 
     Raises:
         UserError: if ``positives`` is ``pair`` and the corpus is monolingual.
     """
-    if positives == "pair":
-        require_pairs(corpus)
-    view: Literal["segment", "pair"] = "pair" if positives == "pair" else "segment"
-    return ViewsCollator(single=encoder.vocabulary.single, view=view, per_example=per_example)
+    single = encoder.vocabulary.single
+    if positives == "dropout":
+        return ViewsCollator(single=single, view="segment", num_views=2, per_example=per_example)
+    if corpus.num_sides == 1:
+        raise user_error("corpus", "this objective compares the sentences of pairs or triplets, and the corpus is not parallel.")
+    return ViewsCollator(single=single, view="pair", num_views=corpus.num_sides, per_example=per_example)
 
 
 def require_dropout(encoder: Encoder) -> None:
@@ -82,6 +84,11 @@ def require_dropout(encoder: Encoder) -> None:
             "objective.equal_views=accept where this is what you want to see."
         )
         raise user_error("trainer.dropout", message)
+
+
+def by_view(vectors: Tensor, num_views: int) -> Tensor:
+    """Return vectors (num_views x S, ...) as (num_views, S, ...)."""
+    return vectors.view(num_views, len(vectors) // num_views, *vectors.shape[1:])
 
 
 def stacked(views: Sequence[TokenRows]) -> TokenRows:
@@ -99,12 +106,13 @@ def stacked(views: Sequence[TokenRows]) -> TokenRows:
     )
 
 
-def sides_of(rows: TokenRows, layout: RowLayout) -> list[TokenRows]:
-    """Return the first sides of pairs, each in a row of its own, and the second ones.
+def sides_of(rows: TokenRows, layout: RowLayout, num_sides: int) -> list[TokenRows]:
+    """Return the first sides of pairs or triplets, each in a row of its own, the second ones, and so on.
 
     Args:
-        rows: the pairs.
+        rows: the pairs or triplets.
         layout: that of a row of one side.
+        num_sides: of an example.
     """
     ordinary = ~rows.special
     # A row has no more words than tokens, so that its words are numbered from its first token on.
@@ -114,14 +122,14 @@ def sides_of(rows: TokenRows, layout: RowLayout) -> list[TokenRows]:
         tags[layer][word_of_token] = classes[ordinary]
     source = Source(pieces=rows.input_ids, words=rows.words, tags=tags)
     sides = []
-    for number in range(_NUM_VIEWS):
+    for number in range(num_sides):
         own = np.flatnonzero(ordinary & (rows.segments == number))
         lengths = np.bincount(rows.row_of_token[own], minlength=rows.num_rows)
         starts = own[np.minimum(lengths.cumsum() - lengths, len(own) - 1)]
         languages = rows.languages[starts]
         side = Side(starts=starts, lengths=lengths, languages=languages, first_words=rows.cu_seqlens[:-1].astype(np.int64))
         taken = gather(layout, source, [side], rows.row_ids)
-        # The sides of a pair are neighbours in the corpus.
+        # The sides of an example are neighbours in the corpus.
         sources = None if rows.sources is None else rows.sources + number
         sides.append(replace(taken, segments=np.full_like(taken.segments, number), sources=sources))
     return sides

@@ -107,7 +107,7 @@ class ParallelBitext(BitextData):
 
     def __init__(self, *, corpus: Corpus, split: str, max_pairs: Positive | None) -> None:
         if not corpus.parallel:
-            raise user_error("task data.corpus", "bitext mining needs a parallel corpus, and this one is monolingual.")
+            raise user_error("task data.corpus", "bitext mining needs a parallel corpus, and this one has no pairs.")
         self.corpus = corpus
         self.split = split
         self.max_pairs = max_pairs

@@ -107,8 +107,10 @@ class Curation(Task):
     ) -> None:
         self.name = name
         problems = []
-        if not corpus.parallel:
-            problems.append(Problem(f"task.{name}.corpus", "is monolingual; what is curated are pairs."))
+        if not corpus.parallel or len(corpus.languages) != 2:
+            problems.append(
+                Problem(f"task.{name}.corpus", "what is curated are pairs of sentences in two languages, and it has none.")
+            )
         if noise is None and precision_at:
             problems.append(Problem(f"task.{name}.precision_at", "has no effect without noise: nobody knows which pairs are good."))
         if problems:

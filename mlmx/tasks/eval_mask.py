@@ -67,7 +67,7 @@ class EvalMask(Task):
         batch_tokens: Positive,
     ) -> None:
         if view == "pair" and not corpus.parallel:
-            raise user_error(f"task.{name}.view", "pairs need a parallel corpus, and this one is monolingual.")
+            raise user_error(f"task.{name}.view", "pairs need a parallel corpus, and this one has none.")
         self.name = name
         self.corpus = corpus
         self.split = split

@@ -76,9 +76,9 @@ class Translation(Task):
         self.name = name
         corpora = {"test": test, **({"train": train} if isinstance(train, Corpus) else {})}
         problems = [
-            Problem(f"task.{name}.{role}", "is monolingual; translation needs pairs.")
+            Problem(f"task.{name}.{role}", "translation needs pairs of sentences in two languages, and it has none.")
             for role, corpus in corpora.items()
-            if not corpus.parallel
+            if not corpus.parallel or len(corpus.languages) != 2
         ]
         if not problems and len({tuple(corpus.languages) for corpus in corpora.values()}) > 1:
             both = [" to ".join(corpus.languages) for corpus in corpora.values()]

@@ -21,10 +21,10 @@ SENTENCES = [
 class ListCorpus(Corpus):
     """A corpus of examples that are given."""
 
-    def __init__(self, examples: Sequence[Example], languages: tuple[str, ...], parallel: bool) -> None:
+    def __init__(self, examples: Sequence[Example], languages: tuple[str, ...], num_sides: int) -> None:
         self.given = examples
         self.languages = languages
-        self.parallel = parallel
+        self.num_sides = num_sides
         self.skipped = {}
 
     def examples(self) -> Iterator[Example]:
@@ -33,11 +33,19 @@ class ListCorpus(Corpus):
 
 def pairs() -> ListCorpus:
     examples = [Example(f"memory:{i}", (Segment(en, "en"), Segment(si, "si"))) for i, (en, si) in enumerate(SENTENCES)]
-    return ListCorpus(examples, ("en", "si"), parallel=True)
+    return ListCorpus(examples, ("en", "si"), num_sides=2)
+
+
+def triplets() -> ListCorpus:
+    (one, _), (two, _), (three, _), _ = SENTENCES
+    examples = [Example(f"memory:{i}", tuple(Segment(text, "en") for text in texts)) for i, texts in enumerate([
+        (one, two, three), (three, one, two),
+    ])]  # fmt: skip
+    return ListCorpus(examples, ("en",), num_sides=3)
 
 
 def monolingual(texts: Sequence[str]) -> ListCorpus:
-    return ListCorpus([Example(f"memory:{i}", (Segment(text, "en"),)) for i, text in enumerate(texts)], ("en",), parallel=False)
+    return ListCorpus([Example(f"memory:{i}", (Segment(text, "en"),)) for i, text in enumerate(texts)], ("en",), num_sides=1)
 
 
 @cache

@@ -57,7 +57,7 @@ def corpus(num_examples: int = 30) -> ListCorpus:
         if i > 5:
             segment = replace(segment, tags={"pos": ["PROPN", f"X{i % 3}"]} | ({"entity": ["B-LOC", "O"]} if i > 14 else {}))
         examples.append(Example(f"memory:{i}", (segment if i % 9 else Segment("  ", "en"),)))
-    return ListCorpus(examples, ("en",), parallel=False)
+    return ListCorpus(examples, ("en",), num_sides=1)
 
 
 def prepared(folder: Path, source: ListCorpus | None = None, identity: str | None = "a") -> dict[str, bytes]:

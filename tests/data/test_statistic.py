@@ -77,4 +77,4 @@ def test_an_objective_finds_what_was_collected_by_its_settings(store, tmp_path):
     with pytest.raises(UserError, match=r"objective\._statistics_: does not list the setting that Lengths is given by"):
         Lengths(shift=0).of(corpus)
     assert Lengths(shift=0) == Lengths(shift=0) != Lengths(shift=1)
-    assert CorpusInfo(parallel=False, languages=("en",)).statistics == {}
+    assert CorpusInfo(num_sides=1, languages=("en",)).statistics == {}

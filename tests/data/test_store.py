@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample import SENTENCES, ListCorpus, monolingual, pairs, tokenizer
+from sample import SENTENCES, ListCorpus, monolingual, pairs, tokenizer, triplets
 
 from mlmx.data.corpora.mixture import MixtureCorpus
 from mlmx.data.corpus import Example, Segment
-from mlmx.data.gather import windows
+from mlmx.data.gather import fair_lengths, windows
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
 from mlmx.data.rows_from_store import open_rows
 from mlmx.data.store import TokenStore
@@ -115,7 +115,7 @@ def test_rows_know_the_segments_they_were_cut_from(store: TokenStore) -> None:
         assert " ".join(map(str, inner)) in " ".join(map(str, store.pieces(*divmod(segment, 2)).tolist()))
     pairs = open_rows(store, VOCABULARY, view="pair", max_length=300).take(np.array([2, 0]))
     assert pairs.sources.tolist() == [4, 0]
-    both = stacked(sides_of(pairs, VOCABULARY.single))
+    both = stacked(sides_of(pairs, VOCABULARY.single, 2))
     assert both.sources.tolist() == [4, 0, 5, 1]
 
 
@@ -150,6 +150,40 @@ def test_overlong_pairs_lose_the_end_of_the_longer_side(store: TokenStore, max_l
     assert dataset.num_truncated == lost
 
 
+def test_triplets_are_rows_of_three_sides_that_come_apart_again(tmp_path: Path) -> None:
+    prepare_corpus(triplets(), tokenizer(), tmp_path / "data")
+    store = TokenStore.open(tmp_path / "data")
+    assert (store.num_sides, store.num_examples, store.num_segments, store.info.parallel) == (3, 2, 6, False)
+    dataset = open_rows(store, VOCABULARY, view="pair", max_length=300)
+    rows = dataset.take(np.array([1, 0]))
+    np.testing.assert_array_equal(rows.lengths, dataset.lengths[[1, 0]])
+    assert rows.sources.tolist() == [3, 0]
+    assert set(rows.segments.tolist()) == {0, 1, 2}
+    apart = stacked(sides_of(rows, VOCABULARY.single, 3))
+    assert apart.sources.tolist() == [3, 0, 4, 1, 5, 2]
+    alone = open_rows(store, VOCABULARY, view="segment", max_length=300).take(apart.sources)
+    np.testing.assert_array_equal(apart.input_ids, alone.input_ids)
+    np.testing.assert_array_equal(apart.words, alone.words)
+    with pytest.raises(UserError, match=r"trainer\.max_length: 6 leaves no room beside the 4 special"):
+        open_rows(store, VOCABULARY, view="pair", max_length=6)
+    assert open_rows(store, VOCABULARY, view="pair", max_length=7).lengths.tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("num_sides", [1, 2, 3])
+def test_the_longest_sides_lose_first_and_room_is_used(num_sides: int) -> None:
+    full = np.random.default_rng(0).integers(1, 12, (300, num_sides))
+    for room in range(num_sides, 30):
+        kept = fair_lengths(full, room)
+        assert (kept >= 1).all()
+        assert (kept <= full).all()
+        np.testing.assert_array_equal(kept.sum(axis=1), np.minimum(full.sum(axis=1), room))
+        # Who lost something keeps at least as much as any other side, but for one piece that does not divide.
+        longest = kept.max(axis=1, keepdims=True)
+        assert (kept >= longest - 1)[kept < full].all()
+    if num_sides == 2:
+        assert fair_lengths(np.array([[9, 9], [3, 9], [9, 3], [4, 9]]), 7).tolist() == [[4, 3], [3, 4], [4, 3], [4, 3]]
+
+
 def test_impossible_views(store: TokenStore, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"trainer\.max_length: 4 leaves no room"):
         open_rows(store, VOCABULARY, view="pair", max_length=4)
@@ -182,7 +216,7 @@ def test_half_a_surrogate_pair_is_the_users_error(tmp_path: Path) -> None:
 def test_gold_words_and_tags_survive(tmp_path: Path) -> None:
     first = Segment("Ms Silva", "en", [(0, 2), (3, 8)], {"pos": ["NOUN", "PROPN"]})
     second = Segment("Colombo", "en", [(0, 7)], {"entity": ["B-LOC"]})
-    corpus = ListCorpus([Example(str(i), (s,)) for i, s in enumerate([Segment("one", "en"), first, second])], ("en",), False)
+    corpus = ListCorpus([Example(str(i), (s,)) for i, s in enumerate([Segment("one", "en"), first, second])], ("en",), num_sides=1)
     prepare_corpus(corpus, tokenizer(), tmp_path / "data")
     store = TokenStore.open(tmp_path / "data")
     assert (store.segment(1), store.segment(2)) == (first, second)

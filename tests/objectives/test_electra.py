@@ -40,13 +40,14 @@ def test_the_discriminator_reads_what_was_made_up_and_no_mask(monkeypatch):
     assert float(output.metrics["replaced_ratio"][1]) == len(rows.input_ids) == batch.counts["detection"]
 
 
-def test_what_the_generator_sees():
-    objective = make_objective("electra", mask_ratio=0.9)
+@pytest.mark.parametrize(("parity", "part"), [("released_code", 0.85), ("paper", 1.0)])
+def test_what_the_generator_sees(parity, part):
+    objective = make_objective("electra", mask_ratio=0.9, parity=parity)
     batch = batch_of(objective, range(48))
     given, targets = batch.tensors["input_ids"][batch.tensors["selected"]], batch.tensors["targets"]
     masked = given == objective.encoder.vocabulary.mask_id
     assert (given[~masked] == targets[~masked]).all()
-    assert masked.float().mean().item() == pytest.approx(0.85, abs=4 * (0.85 * 0.15 / len(targets)) ** 0.5)
+    assert masked.float().mean().item() == pytest.approx(part, abs=4 * (part * (1 - part) / len(targets)) ** 0.5)
 
 
 def test_a_right_guess_is_an_original(monkeypatch):

@@ -69,7 +69,7 @@ def test_words_without_annotation_are_ordinary():
 
 def test_annotation_is_needed():
     with pytest.raises(UserError, match="needs annotated words"):
-        make_objective("lem", corpus=CorpusInfo(parallel=True, languages=("aa", "bb")))
+        make_objective("lem", corpus=CorpusInfo(num_sides=2, languages=("aa", "bb")))
 
 
 def test_classes_that_the_annotation_lacks(caplog):
@@ -83,7 +83,7 @@ def test_classes_that_the_annotation_lacks(caplog):
 
 
 def test_a_layer_that_the_annotation_lacks(caplog):
-    only_pos = CorpusInfo(parallel=True, languages=("aa", "bb"), tag_names={"pos": PARALLEL.tag_names["pos"]})
+    only_pos = CorpusInfo(num_sides=2, languages=("aa", "bb"), tag_names={"pos": PARALLEL.tag_names["pos"]})
     make_objective("lem", types=[ENTITIES, VERBS], corpus=only_pos)
     assert "no layer 'entity'" in caplog.text
     with pytest.raises(UserError, match="no type is left"):

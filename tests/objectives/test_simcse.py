@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from tiny_pairs import MONOLINGUAL, TinyRows, batch_of, make_objective, rows_of, tiny_encoder
+from tiny_pairs import MONOLINGUAL, PARALLEL, TinyRows, batch_of, make_objective, node_of, rows_of, tiny_encoder
 
 from mlmx.data.batch import BatchContext
 from mlmx.data.vocabulary import RowLayout
@@ -85,6 +85,58 @@ def test_the_loss_from_rows_that_are_encoded_one_by_one():
     assert int(output.metrics["accuracy"][0]) == (cosines.argmax(axis=1) == np.arange(4)).sum()
 
 
+TRIPLETS = replace(PARALLEL, num_sides=3)
+
+
+def triplet_rows(objective) -> TinyRows:
+    return TinyRows(objective.encoder.vocabulary, "pair", num_sides=3)
+
+
+def test_the_third_side_of_a_triplet_is_a_negative_to_all():
+    objective = make_objective("simcse_supervised", corpus=TRIPLETS, head="none", temperature=0.3).double()
+    batch = batch_of(objective, range(4), rows=triplet_rows(objective))
+    rows = TinyRows(objective.encoder.vocabulary, "segment")
+    single = make_objective("simcse", objective.encoder, head="none").collator()
+    vectors = []
+    for number in range(12):
+        row = single(rows.take(np.array([number])), BatchContext(keys=np.zeros(1, np.int64)))
+        vectors.append(objective.encoder(row)[0].detach().numpy())  # of its first token
+    anchors, positives, negatives = (np.stack(vectors[side::3]) for side in range(3))
+    candidates = np.concatenate([positives, negatives])
+    norms = np.outer(np.linalg.norm(anchors, axis=1), np.linalg.norm(candidates, axis=1))
+    cosines = anchors @ candidates.T / norms / 0.3
+    expected = np.log(np.exp(cosines).sum(axis=1)) - np.diag(cosines)
+    output = objective(batch)
+    assert batch.counts == {TERM: 4}
+    assert batch.num_rows == 12
+    assert float(output.terms[TERM].detach()) == pytest.approx(expected.sum(), rel=1e-9)
+    assert int(output.metrics["accuracy"][0]) == (cosines.argmax(axis=1) == np.arange(4)).sum()
+
+
+@pytest.mark.parametrize("name", ["simcse_supervised", "starbucks_srl", "matryoshka2d"])
+def test_the_loss_of_equal_vectors_with_a_hard_negative_each(name):
+    objective = make_objective(name, corpus=TRIPLETS, positives="pair")
+    batch = batch_of(objective, range(5), rows=triplet_rows(objective))
+    for parameter in objective.encoder.parameters():
+        parameter.data.zero_()
+    # No vector has a direction then, and all similarities are 0.
+    loss = next(iter(objective(batch).terms.values())).detach()
+    assert float(loss) / 5 == pytest.approx(math.log(10), rel=1e-5)
+
+
+def test_what_reads_sentences_beside_reads_all_three_sides():
+    parts = {
+        "contrast": {"weight": 1.0, "objective": node_of("simcse_supervised")},
+        "mlm": {"weight": 1.0, "objective": node_of("mlm")},
+    }
+    objective = make_objective("sum", corpus=TRIPLETS, parts=parts)
+    batch = batch_of(objective, range(6), rows=triplet_rows(objective))
+    lengths = batch.tensors["mlm/cu_seqlens"].diff().tolist()
+    assert lengths == batch.tensors["contrast/cu_seqlens"].diff().tolist()
+    assert len(lengths) == 18
+    objective(batch)
+
+
 def test_dropout_tells_the_views_apart():
     objective = make_objective("simcse", equal_views="refuse", head="none").train()
     batch = batch_of(objective, range(4))
@@ -104,7 +156,9 @@ def test_dropout_tells_the_views_apart():
 
 def test_a_batch_that_does_not_count_has_no_loss(monkeypatch):
     objective = make_objective("simcse")
-    monkeypatch.setattr("mlmx.objectives.simcse.gather_rows", lambda rows: (torch.cat([rows, torch.randn(3, 32)]), 0))
+    monkeypatch.setattr(
+        "mlmx.objectives.contrast.gather_rows", lambda rows: (torch.cat([rows, torch.randn(3, *rows.shape[1:])]), 0)
+    )
     loss = objective(replace(batch_of(objective, range(3)), counted=False)).terms[TERM]
     loss.backward()
     assert float(loss.detach()) == 0

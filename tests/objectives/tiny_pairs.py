@@ -88,12 +88,12 @@ def tiny_store() -> SimpleNamespace:
 
 STATISTICS = CollectedHere()
 PARALLEL = CorpusInfo(
-    parallel=True,
+    num_sides=2,
     languages=("aa", "bb"),
     statistics=STATISTICS,
     tag_names={"pos": ("", "NOUN", "VERB", "ADP"), "entity": ("", "O", "PER", "LOC"), "entity_start": ("", "B")},
 )
-MONOLINGUAL = replace(PARALLEL, parallel=False)
+MONOLINGUAL = replace(PARALLEL, num_sides=1)
 
 
 @cache
@@ -113,9 +113,12 @@ def tiny_encoder(seed: int = 0, architecture: str = "bert", hidden_size: int = 3
 
 
 class TinyRows(RowDataset):
-    """The corpus as segments or as pairs."""
+    """The corpus as segments or as pairs, or its segments by threes."""
 
-    def __init__(self, vocabulary: Vocabulary, view: str, separator: str = "template", num_pairs: int = 48) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, view: str, separator: str = "template", num_pairs: int = 48, num_sides: int = 2
+    ) -> None:
+        self.num_sides = 1 if view == "segment" else num_sides
         self.view = view
         self.layout = vocabulary.single if view == "segment" else vocabulary.pair_layout(separator)
         self.num_truncated = {}
@@ -142,12 +145,11 @@ class TinyRows(RowDataset):
         )
         self.starts = np.array(starts[:-1])
         self.sizes = np.diff(starts)
-        per_row = self.sizes if view == "segment" else self.sizes.reshape(-1, 2).sum(axis=1)
-        specials = len(self.layout.prefix) + len(self.layout.suffix) + (len(self.layout.middle) if view == "pair" else 0)
-        self.lengths = (per_row + specials).astype(np.int32)
+        per_row = self.sizes.reshape(-1, self.num_sides).sum(axis=1)
+        self.lengths = (per_row + self.layout.num_special_of(self.num_sides)).astype(np.int32)
 
     def take(self, indices: NDArray[np.int64]) -> TokenRows:
-        numbers = [indices] if self.view == "segment" else [2 * indices, 2 * indices + 1]
+        numbers = [self.num_sides * indices + side for side in range(self.num_sides)]
         sides = [
             Side(
                 starts=self.starts[number],

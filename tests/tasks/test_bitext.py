@@ -48,7 +48,7 @@ class Given(BitextData):
 
 
 class Pairs(Corpus):
-    parallel = True
+    num_sides = 2
     languages = ("aa", "bb")
 
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
@@ -400,8 +400,8 @@ def test_parallel_corpus(caplog):
     assert data.source == ["a", "b"]
     assert data.gold == {(0, 0), (1, 1)}
     assert "2 lines skipped: a side is empty" in caplog.text
-    corpus.parallel = False
-    with pytest.raises(UserError, match="monolingual"):
+    corpus.num_sides = 1
+    with pytest.raises(UserError, match="has no pairs"):
         ParallelBitext(corpus=corpus, split="dev", max_pairs=None)
     with pytest.raises(UserError, match="no pairs"):
         parallel_set(Pairs([]), None)

@@ -50,7 +50,7 @@ SETTINGS = {
 
 
 class Pairs(Corpus):
-    parallel = True
+    num_sides = 2
     languages = ("aa", "bb")
 
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
@@ -231,7 +231,7 @@ def test_bad_settings_are_told_at_their_place():
 @pytest.mark.parametrize(
     ("settings", "where", "message"),
     [
-        ({"corpus": {**CORPUS, "view": "monolingual"}}, "corpus", "is monolingual"),
+        ({"corpus": {**CORPUS, "view": "monolingual"}}, "corpus", "what is curated are pairs of sentences in two languages"),
         ({"noise": None}, "precision_at", "has no effect without noise"),
         ({"noise": {**NOISE, "ratios": {"copied": 0.6, "mangled": 0.6}}}, "noise.ratios", "add up to 1.2"),
         ({"noise": {**NOISE, "ratios": {"copied": 0.6, "mangeld": 0.1}}}, "noise.ratios.mangeld", "is not valid"),

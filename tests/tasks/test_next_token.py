@@ -56,7 +56,7 @@ def encoder(make_encoder):
 def drawn(make_encoder):
     """An encoder as ``lexinvariant`` leaves it."""
     encoder = make_encoder([word for text in texts() for word in text.split()])
-    return LexinvariantLanguageModeling(encoder, CorpusInfo(parallel=True, languages=("qla", "qka")), embedding_std=0.5).encoder
+    return LexinvariantLanguageModeling(encoder, CorpusInfo(num_sides=2, languages=("qla", "qka")), embedding_std=0.5).encoder
 
 
 def values(evaluation, split: str = "test") -> dict[str, float]:
@@ -133,7 +133,7 @@ def test_a_cipher_of_ordinary_pieces_alone(encoder):
 def test_drawn_vectors_are_those_of_the_objective(drawn):
     evaluation = task().evaluate(drawn)
     assert evaluation.scores[0].settings == {"embeddings": "drawn"}
-    objective = LexinvariantLanguageModeling(drawn, CorpusInfo(parallel=True, languages=("qla", "qka")), embedding_std=0.5)
+    objective = LexinvariantLanguageModeling(drawn, CorpusInfo(num_sides=2, languages=("qla", "qka")), embedding_std=0.5)
     indices = np.arange(len(texts()))
     rows = text_rows(drawn, texts(), max_length=48, task="x", what="texts").take(indices)
     context = BatchContext(keys=keyed.row_keys(seed=0, epoch=0, row_ids=indices))

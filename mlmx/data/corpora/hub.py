@@ -23,25 +23,24 @@ class HubCorpus(RecordCorpus):
         split: such as ``train``.
         revision: a commit of the repository. Null is an error unless ``name`` is a local folder: a dataset that may change under
             its name cannot be reproduced.
-        columns: the column with the text, or the two columns of a pair; ``a.b`` is field ``b`` of the struct in column ``a``.
+        columns: the column with the text, the two of a pair, or the three of a triplet (a sentence, its positive, a hard negative);
+            ``a.b`` is field ``b`` of the struct in column ``a``.
         languages: the code of the language of each column.
     """
 
     def __init__(
         self, *, name: str, config: str | None, split: str, revision: str | None, columns: list[str], languages: list[str]
     ) -> None:
-        if len(columns) not in (1, 2) or len(columns) != len(languages):
-            message = f"{columns!r} and languages {languages!r}: name one column (or the two of a pair), and a language for each."
+        if len(columns) not in (1, 2, 3) or len(columns) != len(languages):
+            message = f"{columns!r} and languages {languages!r}: name one column (or two, or three), and a language for each."
             raise user_error("corpus.columns", message)
         check_pinned(name, revision, setting="corpus.revision")
+        super().__init__(languages)
         self.name = name
         self.config = config
         self.split = split
         self.revision = revision
         self.columns = columns
-        self.parallel = len(columns) == 2
-        self.languages = tuple(languages)
-        self.skipped = {}
 
     def records(self) -> Iterator[Record]:
         where = None

@@ -37,8 +37,8 @@ class MixtureCorpus(Corpus):
 
     Args:
         parts: name -> ``{corpus: <a corpus>, weight: <number>}``. The weight is how often the part's rows are seen per epoch:
-            2 twice, 0.5 every second epoch each; that of a mixture in a mixture multiplies those of its parts. Parts are all
-            parallel or all not; their languages are united.
+            2 twice, 0.5 every second epoch each; that of a mixture in a mixture multiplies those of its parts. The examples of
+            all parts are of one kind, such as pairs; their languages are united.
     """
 
     def __init__(self, *, parts: Mapping[str, Part]) -> None:
@@ -46,11 +46,11 @@ class MixtureCorpus(Corpus):
             raise user_error("corpus.parts", "a mixture needs parts: name -> {corpus: ..., weight: ...}.")
         self.parts: dict[str, Corpus] = {name: part["corpus"] for name, part in parts.items()}
         self.part_weights = [float(part["weight"]) * inner for part in parts.values() for inner in _inner_weights(part["corpus"])]
-        kinds = {corpus.parallel for corpus in self.parts.values()}
-        if len(kinds) > 1:
-            names = {kind: [name for name, corpus in self.parts.items() if corpus.parallel is kind] for kind in (True, False)}
-            raise user_error("corpus.parts", f"{', '.join(names[True])} are parallel, {', '.join(names[False])} are not.")
-        self.parallel = kinds.pop()
+        kinds = {name: corpus.num_sides for name, corpus in self.parts.items()}
+        if len(set(kinds.values())) > 1:
+            told = ", ".join(f"those of {name} have {number}" for name, number in kinds.items())
+            raise user_error("corpus.parts", f"their examples must have equally many texts each, and {told}.")
+        self.num_sides = next(iter(kinds.values()))
         self.languages = tuple(dict.fromkeys(code for corpus in self.parts.values() for code in corpus.languages))
 
     @property

@@ -7,14 +7,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
-from mlmx.data.corpora.records import Column, Record, RecordCorpus, count_parquet, reader_for
-from mlmx.data.text_files import estimate_lines, find_files, format_of, read_lines
+from mlmx.data.corpora.records import ColumnsCorpus, Record, reader_for
+from mlmx.data.text_files import estimate_lines, find_files, read_lines
 from mlmx.errors import user_error
 
 Format = Literal["auto", "text", "tsv", "jsonl", "parquet"]
 
 
-class ParallelCorpus(RecordCorpus):
+class ParallelCorpus(ColumnsCorpus):
     """Pairs of sentences: two text files line by line, or two columns of TSV, JSONL or Parquet files.
 
     Args:
@@ -40,30 +40,21 @@ class ParallelCorpus(RecordCorpus):
             raise user_error("corpus.languages", f"{languages!r}: a parallel corpus has two different languages.")
         if columns is not None and len(columns) != 2:
             raise user_error("corpus.columns", f"{columns!r}: name two columns, or null for those named like the languages.")
-        self.path = path
-        self.format = format
-        self.columns: list[Column] = [*languages] if columns is None else list(columns)
-        self.header = header
-        self.parallel = True
-        self.languages = tuple(languages)
-        self.skipped = {}
+        names = languages if columns is None else columns
+        super().__init__(path=path, file_format=format, columns=names, header=header, side_languages=languages)
 
     def records(self) -> Iterator[Record]:
-        if (reader := reader_for(self._format(), self.header)) is None:
-            for first, second in zip(*self._sides(), strict=True):
-                yield from _paired_lines(first, second)
+        if not self._is_text():
+            yield from super().records()
             return
-        for file in find_files(self.path):
-            yield from reader(file, self.columns)
+        for first, second in zip(*self._sides(), strict=True):
+            yield from _paired_lines(first, second)
 
     def __len__(self) -> int:
-        file_format = self._format()
-        if file_format == "parquet":
-            return count_parquet(find_files(self.path))
-        return estimate_lines(find_files(self.path) if reader_for(file_format, self.header) else self._sides()[0])
+        return estimate_lines(self._sides()[0]) if self._is_text() else super().__len__()
 
-    def _format(self) -> str:
-        return format_of(find_files(self.path)[0]) if self.format == "auto" else self.format
+    def _is_text(self) -> bool:
+        return reader_for(self.file_format, self.header) is None
 
     def _sides(self) -> tuple[list[Path], list[Path]]:
         if isinstance(self.path, str) or len(self.path) != 2:

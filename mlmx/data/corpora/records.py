@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlmx.data.corpus import Corpus, Example, Segment
-from mlmx.data.text_files import estimate_lines, find_files, read_lines
+from mlmx.data.text_files import estimate_lines, find_files, format_of, read_lines
 from mlmx.errors import nearest, user_error
 
 Column = str | int
@@ -24,8 +24,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class RecordCorpus(Corpus):
     """A corpus of records: one column per side. Records with an empty side are skipped and counted."""
 
-    parallel: bool
-    languages: tuple[str, ...]
+    def __init__(self, side_languages: Sequence[str]) -> None:
+        """Keep the language of each side."""
+        self.side_languages = tuple(side_languages)
+        self.num_sides = len(self.side_languages)
+        self.languages = tuple(dict.fromkeys(side_languages))
+        self.skipped = {}
 
     @abstractmethod
     def records(self) -> Iterator[Record]:
@@ -38,17 +42,15 @@ class RecordCorpus(Corpus):
             if not all(texts):
                 self.skipped[BLANK] = self.skipped.get(BLANK, 0) + 1
                 continue
-            yield Example(where, tuple(Segment(text, language) for text, language in zip(texts, self.languages, strict=True)))
+            yield Example(where, tuple(Segment(text, language) for text, language in zip(texts, self.side_languages, strict=True)))
 
 
 class FileCorpus(RecordCorpus):
     """Files of records in one language."""
 
     def __init__(self, *, path: str | list[str], language: str) -> None:
+        super().__init__([language])
         self.path = path
-        self.parallel = False
-        self.languages = (language,)
-        self.skipped = {}
 
     @abstractmethod
     def read(self, file: Path) -> Iterator[Record]:
@@ -60,6 +62,36 @@ class FileCorpus(RecordCorpus):
 
     def __len__(self) -> int:
         return estimate_lines(find_files(self.path))
+
+
+class ColumnsCorpus(RecordCorpus):
+    """TSV, JSONL or Parquet files with a column for each side."""
+
+    def __init__(
+        self, *, path: str | list[str], file_format: str, columns: Sequence[Column], header: bool, side_languages: Sequence[str]
+    ) -> None:
+        super().__init__(side_languages)
+        self.path = path
+        self.columns = columns
+        self.header = header
+        self._format = file_format
+
+    def records(self) -> Iterator[Record]:
+        read = reader_for(self.file_format, self.header)
+        if read is None:
+            first = find_files(self.path)[0]
+            raise user_error("corpus.format", f"{first} is no TSV, JSONL or Parquet file by its ending; say which it is.")
+        for file in find_files(self.path):
+            yield from read(file, self.columns)
+
+    def __len__(self) -> int:
+        files = find_files(self.path)
+        return count_parquet(files) if self.file_format == "parquet" else estimate_lines(files)
+
+    @property
+    def file_format(self) -> str:
+        """The format that the files are said to have, or have by the first one's name."""
+        return format_of(find_files(self.path)[0]) if self._format == "auto" else self._format
 
 
 def read_jsonl(path: Path, columns: Sequence[Column]) -> Iterator[Record]:

@@ -49,7 +49,7 @@ class SentenceCorpus(Corpus):
 
     def __init__(self, *, source: str, language: str, entity_scheme: Scheme | Literal["detect"]) -> None:
         self.source = source
-        self.parallel = False
+        self.num_sides = 1
         self.languages = (language,)
         self.skipped = {}
         self._scheme: Scheme | Literal["detect"] = entity_scheme

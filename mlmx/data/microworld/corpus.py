@@ -55,7 +55,7 @@ class MicroworldCorpus(Corpus):
         if problems:
             raise UserError(problems)
         self.languages = tuple(languages)
-        self.parallel = view == "parallel"
+        self.num_sides = 2 if view == "parallel" else 1
         self.skipped = {}
         self._mixed = view == "code_mixed"
         self._seed, self._num_pairs, self._split = seed, num_pairs, split

@@ -48,7 +48,7 @@ def tagged(found: Annotator, text: str, language: str = "en") -> dict[str, list[
 
 def stored(tmp_path: Path, *segments: Segment) -> TokenStore:
     languages = tuple(dict.fromkeys(segment.language for segment in segments))
-    corpus = ListCorpus([Example(str(i), (segment,)) for i, segment in enumerate(segments)], languages, parallel=False)
+    corpus = ListCorpus([Example(str(i), (segment,)) for i, segment in enumerate(segments)], languages, num_sides=1)
     prepare_corpus(corpus, tokenizer(), tmp_path / "data")
     return TokenStore.open(tmp_path / "data")
 
@@ -182,7 +182,7 @@ def test_pairs_have_the_tags_of_their_sides(tmp_path: Path) -> None:
         return Segment(text, language, [(0, len(text))], {"pos": [tag]})
 
     pairs = [(side("one", "en", "NUM"), side("ලංකාව", "si", "NOUN")), (side("met", "en", "VERB"), side("රැස්", "si", "ADV"))]
-    corpus = ListCorpus([Example(str(i), pair) for i, pair in enumerate(pairs)], ("en", "si"), parallel=True)
+    corpus = ListCorpus([Example(str(i), pair) for i, pair in enumerate(pairs)], ("en", "si"), num_sides=2)
     prepare_corpus(corpus, tokenizer(), tmp_path / "data")
     store = TokenStore.open(tmp_path / "data")
     annotate_store(store, annotator("gold"), tmp_path / "tags")

@@ -281,6 +281,37 @@ def test_bad_parallel_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         texts(corpus("parallel", **{"path": path, "languages": ["en", "de"], **settings}))
 
 
+def test_triplets(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("anchor\tnegative\tpositive\nA man eats.\tHe sleeps.\tHe has food.\nx\t\ty\n")
+    (tmp_path / "a.jsonl").write_text('{"anchor": "a", "positive": "b", "negative": "c"}\n')
+    source = corpus("triplets", path=str(tmp_path / "a.tsv"), language="en")
+    assert texts(source) == [("A man eats.", "He has food.", "He sleeps.")]
+    assert (source.num_sides, source.parallel, source.skipped, len(source)) == (3, False, {"blank": 1}, 3)
+    assert [segment.language for segment in next(source.examples()).segments] == ["en", "en", "en"]
+    assert texts(corpus("triplets", path=str(tmp_path / "a.jsonl"))) == [("a", "b", "c")]
+    pairs = corpus("triplets", path=str(tmp_path / "a.jsonl"), columns=["anchor", "positive"])
+    assert (texts(pairs), pairs.num_sides, pairs.parallel) == ([("a", "b")], 2, True)
+
+
+def test_triplets_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x\n")
+    (tmp_path / "a.jsonl").write_text('{"anchor": "a", "positive": "b"}\n')
+    with pytest.raises(UserError, match=r"corpus\.columns: .* name the columns of a sentence, its positive and its negative"):
+        corpus("triplets", path=str(tmp_path / "a.jsonl"), columns=["anchor"])
+    with pytest.raises(UserError, match=r"corpus\.format: .*a\.txt is no TSV, JSONL or Parquet file"):
+        texts(corpus("triplets", path=str(tmp_path / "a.txt")))
+    with pytest.raises(UserError, match=r"a\.jsonl:1: there is no column 'negative'"):
+        texts(corpus("triplets", path=str(tmp_path / "a.jsonl")))
+
+
+def test_hub_reads_pairs_and_triplets_of_one_language(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"a": "one", "b": "two", "c": "three"}\n')
+    for columns in ("ab", "abc"):
+        source = corpus("hub", name=str(tmp_path), columns=list(columns), languages=["en"] * len(columns))
+        assert (source.num_sides, source.parallel, source.languages) == (len(columns), len(columns) == 2, ("en",))
+        assert [segment.language for segment in next(source.examples()).segments] == ["en"] * len(columns)
+
+
 def test_hub_reads_a_local_folder_and_insists_on_a_revision(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"en": "one", "de": "eins"}\n{"en": "two", "de": ""}\n')
     settings = {"name": str(tmp_path), "columns": ["en", "de"], "languages": ["en", "de"]}
@@ -367,5 +398,5 @@ def test_mixture(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"corpus\.parts\.a"):
         corpus("mixture", parts={"a": {"corpus": parts["a"]["corpus"]}})
     pair = node("parallel", path=write_sides(tmp_path, "x\n", "y\n"), languages=["en", "de"])
-    with pytest.raises(UserError, match="p are parallel, a are not"):
+    with pytest.raises(UserError, match="equally many texts each, and those of a have 1, those of p have 2"):
         corpus("mixture", parts={"a": parts["a"], "p": {"corpus": pair, "weight": 1}})
