@@ -81,7 +81,7 @@ def _collator(name: str, encoder: Any) -> Collator:
     else:
         settings = synthetic.node("objective", name)
     settings.pop("defaults", None)
-    collator: Collator = build(settings, encoder, replace(synthetic.CORPUS, parallel=True)).collator()
+    collator: Collator = build(settings, encoder, replace(synthetic.CORPUS, num_sides=2)).collator()
     return collator
 
 
