@@ -183,10 +183,10 @@ def require_pairs(corpus: CorpusInfo) -> None:
         UserError: if the corpus is monolingual.
     """
     if not corpus.parallel:
-        told = (
-            f"this objective reads pairs of sentences, and the corpus is not parallel: its examples have {corpus.num_sides} each."
+        message = (
+            f"this objective reads pairs of sentences, and the corpus is not parallel: sentences of an example: {corpus.num_sides}."
         )
-        raise user_error("corpus", told)
+        raise user_error("corpus", message)
 
 
 def resolve_view(view: Literal["segment", "pair", "corpus"], corpus: CorpusInfo) -> Literal["segment", "pair"]:

@@ -20,7 +20,7 @@ from mlmx.keyed import integers
 from mlmx.masking.units import Draws, Units
 from mlmx.models.encoder import Encoder
 from mlmx.models.pooling import Pooling, train_pooling
-from mlmx.objectives.contrast import contrastive_loss, embed_rows, gather_rows
+from mlmx.objectives.contrast import contrastive_loss, embed_rows, gather_candidates
 from mlmx.objectives.objective import Objective, Output
 from mlmx.objectives.views import TERM, EqualViews, ViewsCollator, require_dropout, views_collator
 
@@ -157,8 +157,7 @@ def other_views(rows_ND: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]
         rows_ND: the first views of some examples, then the second ones.
         temperature: inner products are divided by it.
     """
-    candidates_MD, begin = gather_rows(rows_ND)
-    own_N = begin + torch.arange(len(rows_ND), device=rows_ND.device)
+    candidates_MD, own_N = gather_candidates(rows_ND)
     themselves_NM = torch.arange(len(candidates_MD), device=rows_ND.device) == own_N[:, None]
     others_N = own_N.roll(len(own_N) // 2)
     return contrastive_loss(rows_ND, candidates_MD, others_N, temperature=temperature, left_out_NM=themselves_NM)

@@ -68,23 +68,6 @@ def test_the_loss_of_equal_vectors_is_the_logarithm_of_the_batch():
     assert float(loss) / 7 == pytest.approx(math.log(7), rel=1e-5)
 
 
-def test_the_loss_from_rows_that_are_encoded_one_by_one():
-    objective = make_objective("simcse_supervised", head="none", temperature=0.3).double()
-    batch = batch_of(objective, range(4))
-    rows = TinyRows(objective.encoder.vocabulary, "segment")
-    single = make_objective("simcse", objective.encoder, head="none").collator()
-    vectors = []
-    for number in range(8):
-        row = single(rows.take(np.array([number])), BatchContext(keys=np.zeros(1, np.int64)))
-        vectors.append(objective.encoder(row)[0].detach().numpy())  # of its first token
-    first, second = (np.stack(vectors[side::2]) for side in (0, 1))
-    cosines = first @ second.T / np.outer(np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1)) / 0.3
-    expected = np.log(np.exp(cosines).sum(axis=1)) - np.diag(cosines)
-    output = objective(batch)
-    assert float(output.terms[TERM].detach()) == pytest.approx(expected.sum(), rel=1e-9)
-    assert int(output.metrics["accuracy"][0]) == (cosines.argmax(axis=1) == np.arange(4)).sum()
-
-
 TRIPLETS = replace(PARALLEL, num_sides=3)
 
 
@@ -92,23 +75,24 @@ def triplet_rows(objective) -> TinyRows:
     return TinyRows(objective.encoder.vocabulary, "pair", num_sides=3)
 
 
-def test_the_third_side_of_a_triplet_is_a_negative_to_all():
-    objective = make_objective("simcse_supervised", corpus=TRIPLETS, head="none", temperature=0.3).double()
-    batch = batch_of(objective, range(4), rows=triplet_rows(objective))
+@pytest.mark.parametrize(("corpus", "num_sides"), [(PARALLEL, 2), (TRIPLETS, 3)])
+def test_the_loss_from_rows_that_are_encoded_one_by_one(corpus, num_sides):
+    objective = make_objective("simcse_supervised", corpus=corpus, head="none", temperature=0.3).double()
+    batch = batch_of(objective, range(4), rows=TinyRows(objective.encoder.vocabulary, "pair", num_sides=num_sides))
     rows = TinyRows(objective.encoder.vocabulary, "segment")
     single = make_objective("simcse", objective.encoder, head="none").collator()
     vectors = []
-    for number in range(12):
+    for number in range(4 * num_sides):
         row = single(rows.take(np.array([number])), BatchContext(keys=np.zeros(1, np.int64)))
         vectors.append(objective.encoder(row)[0].detach().numpy())  # of its first token
-    anchors, positives, negatives = (np.stack(vectors[side::3]) for side in range(3))
-    candidates = np.concatenate([positives, negatives])
-    norms = np.outer(np.linalg.norm(anchors, axis=1), np.linalg.norm(candidates, axis=1))
-    cosines = anchors @ candidates.T / norms / 0.3
+    first, *others = (np.stack(vectors[side::num_sides]) for side in range(num_sides))
+    candidates = np.concatenate(others)  # the third side of a triplet is a negative to all
+    norms = np.outer(np.linalg.norm(first, axis=1), np.linalg.norm(candidates, axis=1))
+    cosines = first @ candidates.T / norms / 0.3
     expected = np.log(np.exp(cosines).sum(axis=1)) - np.diag(cosines)
     output = objective(batch)
     assert batch.counts == {TERM: 4}
-    assert batch.num_rows == 12
+    assert batch.num_rows == 4 * num_sides
     assert float(output.terms[TERM].detach()) == pytest.approx(expected.sum(), rel=1e-9)
     assert int(output.metrics["accuracy"][0]) == (cosines.argmax(axis=1) == np.arange(4)).sum()
 
