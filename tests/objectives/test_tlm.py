@@ -75,7 +75,7 @@ def shuffled_targets(rows: TinyRows) -> TinyRows:
 def test_only_tlm_misses_the_right_translation(name, tmp_path):
     settings = {"mask_ratio": 0.3, "corruption": {"mask": 1.0, "random": 0.0, "keep": 0.0}}
     objective = make_objective(name, tiny_encoder(hidden_size=64), **settings)
-    train(tmp_path, name, objective=objective, max_steps=300, learning_rate=3e-3, batch_examples=16)
+    train(tmp_path, name, objective=objective, max_steps=1000, learning_rate=3e-3, batch_examples=16)
     objective.eval()
     indices = np.arange(48) if name == "tlm" else np.arange(96)
     rows = rows_of(objective)
