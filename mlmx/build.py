@@ -9,7 +9,10 @@ never reach the constructor:
 ``_no_effect_``  settings without effect on results, left out of the fingerprint.
 ``_tasks_``      settings of a task that may name another task of the run: it comes first, and leaves something to read.
 ``_about_``      of a task: where its data come from, and its main score; see ``mlmx.about``.
-``_needs_dropout_``  of an objective: the settings, with their values, with which it needs a training with dropout.
+``_needs_parallel_``  of an objective: whether it needs pairs: true, or the settings, with their values, with which it does.
+``_needs_dropout_``  of an objective: whether it needs a training with dropout; likewise.
+``_drops_head_`` of an objective: whether it leaves no language-model head; likewise.
+``_follows_progress_``  of an objective or schedule: how a batch is made depends on how far the training is.
 ``_statistics_`` settings of an objective that are statistics of its corpus: each is collected by a stage of its own.
 ``_no_effect_on_training_``  settings of a task that say only how it judges: changed, it judges what was fine-tuned before.
 
@@ -148,11 +151,11 @@ def problems_of(node: Mapping[str, Any], where: str, slot: str | None = None) ->
             return [Problem(f"{where}._target_", *wrong_kind(target, kind))]
     settings = settings_of(node)
     parameters = settings_parameters(target)
-    problems = [
-        Problem(f"{where}.{key}", f"{node['_target_']} has no such setting.", nearest(key, parameters))
-        for key in settings
-        if key not in parameters
-    ]
+    problems = []
+    for key in (key for key in settings if key not in parameters):
+        near = nearest(key, parameters)
+        given = "" if near else f" Where an experiment gives it, ~{where}.{key} takes it out."
+        problems.append(Problem(f"{where}.{key}", f"{node['_target_']} has no such setting.{given}", near))
     for name, parameter in parameters.items():
         if name not in settings:
             if parameter.default is inspect.Parameter.empty:

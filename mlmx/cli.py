@@ -143,15 +143,12 @@ def _no_job(frozen: dict[str, Any], run_dir: Path, overrides: list[str]) -> None
 
 def _check_sweep(configs: Sequence[dict[str, Any]], *, fresh: bool) -> None:
     """Check the jobs of a sweep before the first one starts; a single run checks itself."""
-    from mlmx.driver.directories import place
-    from mlmx.driver.execute import check
-    from mlmx.driver.stages import stages_of
+    from mlmx.driver.execute import checked_stages
 
     problems: list[Problem] = []
     for frozen in configs:
         try:
-            placed = place(stages_of(frozen), Path(frozen["outputs"]))
-            check(placed, frozen, fresh=fresh)
+            checked_stages(frozen, fresh=fresh)
         except UserError as error:
             problems += error.problems
     if problems:

@@ -17,6 +17,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
+from hydra.errors import ConfigCompositionException
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -119,8 +120,10 @@ class Composer:
         return [match for match in found if typed.startswith("_") or "._" not in match]
 
 
-def first_line(error: BaseException) -> str:
-    """Return what a user needs to read of an error of Hydra, OmegaConf or YAML."""
-    # A YAML error names its file and line in the lines that follow.
-    text = " ".join(str(error).split()) if isinstance(error, YAMLError) else str(error).strip().partition("\n")[0]
+def message_of(error: BaseException) -> str:
+    """Return what a user needs to read of an error of Hydra, OmegaConf or YAML, in one line."""
+    # In the lines that follow, a YAML error names its file and line, and Hydra says how to compose; where it misses a file, it
+    # lists all that it has there.
+    whole = isinstance(error, YAMLError) or type(error) is ConfigCompositionException
+    text = " ".join(str(error).split()) if whole else str(error).strip().partition("\n")[0]
     return text or type(error).__name__

@@ -8,8 +8,9 @@ and OmegaConf.
 from __future__ import annotations
 
 import copy
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from yaml import YAMLError  # type: ignore[import-untyped, unused-ignore]
 
 from mlmx.build import MISSING, problems_of
-from mlmx.compose import Command, Composer, first_line
+from mlmx.compose import Command, Composer, message_of
 from mlmx.errors import Problem, UserError
 from mlmx.frozen import component_nodes, freeze
 from mlmx.overrides import (
@@ -131,10 +132,22 @@ def _freeze(composed: DictConfig, command: str, overridden: Sequence[str]) -> tu
             missing = [name for name in referred if OmegaConf.is_missing(composed, name)] or _missing_inputs(composed) or referred
             problems += [Problem(name, f"must be given: {name}=<value>.") for name in missing]
         except OmegaConfBaseException as error:
-            problems.append(Problem(str(error.full_key or key), first_line(error)))
+            problems.append(Problem(str(error.full_key or key), message_of(error)))
     if problems:
         return {}, list(dict.fromkeys(problems))
-    return freeze(plain, choices, command=command, overridden=overridden)
+    not_finite = list(_not_finite(plain))
+    places = {problem.where for problem in not_finite}
+    config, problems = freeze(plain, choices, command=command, overridden=overridden)
+    return config, not_finite + [problem for problem in problems if problem.where not in places]
+
+
+def _not_finite(value: Any, where: str = "") -> Iterator[Problem]:
+    """Infinity and NaN have no place in JSON, in which stages are named and handed to their workers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield Problem(where, f"{value} is not valid: must be finite.")
+    elif isinstance(value, Mapping | list):
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _not_finite(inner, f"{where}.{key}" if where else str(key))
 
 
 def _missing_inputs(composed: DictConfig) -> list[str]:
@@ -147,6 +160,11 @@ def _plain(composed: DictConfig, key: str) -> Any:
         return MISSING
     value = composed[key]
     return OmegaConf.to_container(value, resolve=True, throw_on_missing=False) if OmegaConf.is_config(value) else value
+
+
+def _key_of(override: Override) -> str:
+    """Return the key of an override, with the package but without the sign that adds or deletes it."""
+    return str(override.get_key_element()).lstrip("+~")
 
 
 def _check_job(
@@ -166,9 +184,17 @@ def _check_job(
         lines = [line_of(override, rewritten.get(i)) for i, override in choices.items()]
         base = composer.compose(lines)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        given = " ".join(str(override.input_line) for override in choices.values())
-        problems.append(Problem(given or composer.config_name, first_line(error)))
-        return None
+        named = next((i for i, override in choices.items() if f"'{_key_of(override)}'" in str(error)), None)
+        if named is None:
+            given = " ".join(str(override.input_line) for override in choices.values())
+            problems.append(Problem(given or composer.config_name, message_of(error)))
+            return None
+        key = _key_of(choices[named])
+        problems.append(Problem(key, message_of(error)))
+        # Neither it nor settings of what it selects can be looked at further; the others can.
+        below = f"{key.rpartition('@')[2]}."
+        rest = {i: override for i, override in job.items() if i != named and not _key_of(override).startswith(below)}
+        return _check_job(composer, rest, rewritten, problems, keys_only=keys_only)
     headers = header_problems(composer, lines, base)
     problems += headers
     composed = copy.deepcopy(base)
@@ -181,11 +207,11 @@ def _check_job(
             try:
                 ConfigLoaderImpl._apply_overrides_to_config([override], composed)
             except (HydraException, OmegaConfBaseException) as error:
-                problem = Problem(override.key_or_group, first_line(error))
+                problem = Problem(override.key_or_group, message_of(error))
         problems += [problem] if problem else []
     if keys_only or headers:
         return None
-    overridden = [override.get_key_element().lstrip("+~") for override in job.values()]
+    overridden = [_key_of(override) for override in job.values()]
     config, found = _freeze(composed, composer.command.name, overridden)
     problems += found
     return config if "places" in config else None

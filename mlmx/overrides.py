@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mlmx.build import is_node
-from mlmx.compose import Composer, first_line
+from mlmx.compose import Composer, message_of
 from mlmx.errors import Problem, nearest
 from mlmx.frozen import STAGE_GROUPS
 
@@ -29,7 +29,7 @@ def parse(composer: Composer, overrides: Sequence[str], problems: list[Problem])
         try:
             yield composer.parse(line)
         except HydraException as error:
-            told = "an override is key=value." if "=" not in line else f"cannot be parsed: {first_line(error)}."
+            told = "an override is key=value." if "=" not in line else f"cannot be parsed: {message_of(error)}."
             problems.append(Problem(line, told + _quoting(composer, line)))
 
 

@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import GetPydanticSchema
-from pydantic_core import core_schema
+from pydantic import AfterValidator, GetPydanticSchema
+from pydantic_core import PydanticCustomError, core_schema
 
 from mlmx.build import Ratio
 from mlmx.errors import user_error
@@ -153,5 +153,14 @@ def _number_or_schedule(_: Any, handler: Any) -> core_schema.CoreSchema:
     )
 
 
+def _above_zero(value: float | Schedule) -> float | Schedule:
+    if value == 0:
+        raise PydanticCustomError("nothing_predicted", "nothing would be predicted")
+    return value
+
+
 ScheduledRatio = Annotated[float | Schedule, GetPydanticSchema(_number_or_schedule)]
 """A setting that is a number in [0, 1] or a schedule of one."""
+
+PredictedRatio = Annotated[ScheduledRatio, AfterValidator(_above_zero)]
+"""The same where nothing else is predicted: the number is not 0."""

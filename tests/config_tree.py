@@ -17,6 +17,7 @@ FILES = {
     "objective/lem_mono.yaml": "_target_: plug.Mlm\n_version_: 1\nmask_ratio: 0.2\ncaps: {PER: 1}\n",
     "objective/lem_para.yaml": "_target_: plug.Tlm\n_version_: 1\nmask_ratio: 0.2\nreset_positions: false\n",
     "corpus/microworld.yaml": "_target_: plug.World\nsize: 10\n",
+    "corpus/microworld_monolingual.yaml": "_target_: plug.World\nsize: 10\n",
     "corpus/text.yaml": "_target_: plug.Text\n_inputs_: [path]\npath: ???\n",
     "annotator/none.yaml": "# @package _global_\nannotator: null\n",
     "annotator/gold.yaml": "_target_: plug.Gold\n",

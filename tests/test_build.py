@@ -147,10 +147,12 @@ def test_what_is_no_component_is_refused_where_one_is_needed():
 
 
 def test_all_problems_are_told_at_once():
-    node = whole(rato=1, ratio=1.5, kind="nar", betas=[0.9], shares={"first": "x"}, part=part(size=0, sise=1))
+    node = whole(rato=1, zzz=1, ratio=1.5, kind="nar", betas=[0.9], shares={"first": "x"}, part=part(size=0, sise=1))
     del node["path"]
     found = told(node)
     assert "Did you mean 'ratio'?" in found["here.rato"]
+    assert "experiment" not in found["here.rato"]
+    assert "Where an experiment gives it, ~here.zzz takes it out." in found["here.zzz"]
     assert "1.5 is not valid: Input should be less than or equal to 1" in found["here.ratio"]
     assert "'near' or 'far'" in found["here.kind"]
     assert "missing" in found["here.path"]

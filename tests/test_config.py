@@ -78,7 +78,7 @@ def test_all_mistakes_are_told_at_once():
         ("stages.pretain.trainer.max_steps=1", "stages.pretain"),
         ("+foo@bar=mlm", "foo"),
         ("+objective@foo=mlm", "foo"),
-        ("objective@foo=mlm", "objective@foo=mlm"),
+        ("objective@foo=mlm", "objective@foo"),
         ("hydra.jb.chdir=true", "hydra.jb.chdir"),
         ("annotator.x=1", "annotator.x"),
         ("objective={mask_rato: 1}", "objective"),
@@ -95,10 +95,28 @@ def test_all_mistakes_are_told_at_once():
         ("seed=1,2", "seed"),
         ("seed=???", "seed"),
         ("objective.mask_ratio=${nothing}", "objective.mask_ratio"),
+        ("objective.mask_ratio=nan", "objective.mask_ratio"),
+        ("parallel.peak_flops=inf", "parallel.peak_flops"),
     ],
 )
 def test_mistakes(override, where):
     assert where in problems(override)
+
+
+def test_numbers_that_are_not_finite_are_told_with_everything_else():
+    found = problems("objective=mlm", "+objective.caps.LOC=inf", "+objective.caps.ORG=x", "seed=-1")
+    assert found["objective.caps.LOC"].message == "inf is not valid: must be finite."
+    assert {"objective.caps.ORG", "seed"} < set(found)
+
+
+def test_a_choice_that_cannot_be_made_is_told_by_itself_with_what_to_type():
+    found = problems(
+        "objective=tlm", "objective@task.bitext.mine=mlm", "task.bitext.mine.mask_ratio=1", "corpus=microworld", "seed=-1"
+    )
+    assert found.keys() == {"objective@task.bitext.mine", "seed"}
+    told = found["objective@task.bitext.mine"].message
+    assert told.startswith("Could not override 'objective@task.bitext.mine'.")
+    assert told.endswith("To append to your default list use +objective@task.bitext.mine=mlm")
 
 
 def test_mappings_that_are_settings_are_open():

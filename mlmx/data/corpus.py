@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 from mlmx.errors import user_error
 
+NUM_NAMED = 3
+"""Of the examples that are left out, so many are told where they stand."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -51,11 +54,13 @@ class Corpus(ABC):
         num_sides: how many segments an example has: 1, the 2 of a pair, the 3 of a triplet.
         languages: the codes of its languages, in a fixed order (for a pair: first side first).
         skipped: reason -> number of lines left out so far; filled while iterating.
+        skipped_at: where the first of them stand.
     """
 
     num_sides: int
     languages: tuple[str, ...]
     skipped: dict[str, int]
+    skipped_at: Sequence[str] = ()
 
     @abstractmethod
     def examples(self) -> Iterator[Example]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlmx.data.arrays import ArrayWriter
-from mlmx.data.corpus import Corpus, Example, Segment
+from mlmx.data.corpus import NUM_NAMED, Corpus, Example, Segment
 from mlmx.data.encoding import Encoded, PieceEncoder, offsets_of
 from mlmx.data.store import FORMAT
 from mlmx.errors import user_error
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_TOKENS = "no tokens"
-_NUM_NAMED = 3
 _COUNTED = ("segments", "characters", "words", "pieces", "unknown_pieces")
 
 
@@ -118,7 +117,7 @@ class ExampleWriter:
         if empty.any():
             dropped = [example.where for example, drop in zip(batch, empty, strict=True) if drop]
             self._counts.num_without_tokens += len(dropped)
-            self._counts.without_tokens = (self._counts.without_tokens + dropped)[:_NUM_NAMED]
+            self._counts.without_tokens = (self._counts.without_tokens + dropped)[:NUM_NAMED]
             batch = [example for example, drop in zip(batch, empty, strict=True) if not drop]
             if not batch:
                 return
@@ -211,9 +210,16 @@ class ExampleWriter:
         skipped = dict(self._corpus.skipped)
         if counts.num_without_tokens:
             skipped[NO_TOKENS] = skipped.get(NO_TOKENS, 0) + counts.num_without_tokens
+        reasons = "; ".join(f"{reason}: {count}" for reason, count in skipped.items())
         if not counts.num_examples:
-            reasons = "; ".join(f"{reason}: {count}" for reason, count in skipped.items())
             raise user_error("corpus", f"has no example with tokens ({reasons or 'it is empty'}).")
+        skipped_at = [*self._corpus.skipped_at, *counts.without_tokens][:NUM_NAMED]
+        # Blank lines part the paragraphs of many a text; half a pair is a loss.
+        if self._num_sides > 1 and skipped:
+            named = f", such as {', '.join(skipped_at)}" if skipped_at else ""
+            num_skipped = sum(skipped.values())
+            total = counts.num_examples + num_skipped
+            log.warning("corpus: %d of %d examples left out (%s)%s", num_skipped, total, reasons, named)
         return {
             "format": FORMAT,
             "languages": list(self._languages),
@@ -225,7 +231,7 @@ class ExampleWriter:
             "vocabulary_size": self._vocabulary_size,
             "by_language": counts.by_language,
             "skipped": skipped,
-            "skipped_examples": counts.without_tokens,
+            "skipped_examples": skipped_at,
             "gold_tags": {layer: list(names) for layer, names in self._gold_names.items()},
             "part_weights": None if self._weights is None else list(self._weights),
         }

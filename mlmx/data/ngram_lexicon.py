@@ -36,6 +36,16 @@ class NgramLexicon(Statistic):
 
     num_kept: tuple[NonNegative, ...]
 
+    @staticmethod
+    def check_settings(*, num_kept: tuple[int, ...]) -> None:
+        """Refuse to keep nothing.
+
+        Raises:
+            UserError: if no n-gram of any length is to be kept.
+        """
+        if not any(num_kept):
+            raise user_error("ngrams.num_kept", f"{list(num_kept)} keeps no n-gram; one of the numbers must be above 0.")
+
     @property
     def longest(self) -> int:
         """Tokens of the longest n-gram."""

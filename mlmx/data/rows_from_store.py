@@ -40,6 +40,12 @@ class StoreRows(RowDataset):
         part_weights = self.store.part_weights
         return None if part_weights is None else part_weights[self.store.arrays["parts"][self.examples]]
 
+    @property
+    def lost(self) -> dict[str, float]:
+        """Language -> part of its pieces that no row holds, in (0, 1]; without the languages that lost nothing."""
+        counts = self.store.meta["by_language"]
+        return {language: lost / counts[language]["pieces"] for language, lost in self.num_truncated.items() if lost}
+
     def _source(self) -> Source:
         arrays = self.store.arrays
         return Source(pieces=arrays["pieces"], words=arrays["words"], tags=self.store.tags)
@@ -125,7 +131,7 @@ def open_rows(
     separator: Literal["template", "own"] = "template",
     max_length: int,
     overlong: Literal["split", "truncate"] = "split",
-) -> SegmentRows | PairRows:
+) -> StoreRows:
     """Return the rows of a stored corpus.
 
     Args:

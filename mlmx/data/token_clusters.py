@@ -52,6 +52,12 @@ class TokenClusters(Statistic):
             raise user_error("token_clusters.num_clusters", message)
         contexts = np.argsort(-counts, kind="stable")[: min(self.num_contexts, len(occurring))]
         near = self._near(store, contexts, len(counts), show_progress)[occurring]
+        if not near.nnz:
+            message = (
+                f"{self.window}: no token has one of the {len(contexts)} most frequent ones so near to it within a text, so that "
+                "nothing says which tokens are alike."
+            )
+            raise user_error("token_clusters.window", message)
         vectors = _unit_vectors(near, self.dimensions, self.seed)
         kmeans = MiniBatchKMeans(self.num_clusters, random_state=self.seed, n_init=3)
         cluster = np.full(len(counts), -1, np.int32)

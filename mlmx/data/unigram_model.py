@@ -100,12 +100,14 @@ class UnigramModel:
             smoothing: see *Attributes*; None: the mean number of the model's words in a text.
 
         Raises:
-            UserError: if no word is left.
+            UserError: if the corpus has no word, or none is left; it names the setting that leaves out most of them.
         """
         spellings: dict[str, list[str]] = {}
         for spelling in words.counts:
             spellings.setdefault(spelling.lower(), []).append(spelling)
         counts = {word: sum(words.counts[spelling] for spelling in same) for word, same in spellings.items()}
+        if not counts:
+            raise user_error("corpus", "it has no word of letters.")
         most_texts = max_text_ratio * words.num_texts
         chosen = [
             word
@@ -113,8 +115,17 @@ class UnigramModel:
             if count >= min_count and words.texts_with[word] <= most_texts and word not in stop_words
         ]
         if not chosen:
-            message = f"{min_count}, with max_text_ratio={max_text_ratio:g}, leaves none of the corpus' {len(counts)} words."
-            raise user_error("word_sets.min_count", message)
+            left_out = {
+                "min_count": sum(count < min_count for count in counts.values()),
+                "max_text_ratio": sum(words.texts_with[word] > most_texts for word in counts),
+                "stop_words": sum(word in stop_words for word in counts),
+            }
+            few, frequent, stopped = left_out.values()
+            message = (
+                f"leaves no word: min_count={min_count} leaves out {few}, max_text_ratio={max_text_ratio:g} {frequent}, stop_words "
+                f"{stopped} of the corpus' {len(counts)} words."
+            )
+            raise user_error(f"word_sets.{max(left_out, key=left_out.__getitem__)}", message)
         self._numbers = {word: number for number, word in enumerate(chosen)}
         self._tokens = [words.tokens[max(spellings[word], key=words.counts.__getitem__)] for word in chosen]
         texts_with = np.array([words.texts_with[word] for word in chosen], np.float64)

@@ -9,7 +9,6 @@ from typing import Any
 
 from mlmx.driver import execute, launch
 from mlmx.driver.command import StageFailedError, run_attached
-from mlmx.driver.directories import place
 from mlmx.driver.plan import plan
 from mlmx.driver.preview import preview
 from mlmx.driver.say import say
@@ -56,8 +55,7 @@ def run(
         raise user_error("--fresh", "several nodes cannot agree on what is old; move the stages to build anew out of the way.")
     with told_if_full(Path(config["outputs"])):
         # What fails here was never begun, and leaves no trace.
-        placed = place(stages_of(config), Path(config["outputs"]))
-        execute.check(placed, config, fresh=fresh)
+        placed = execute.checked_stages(config, fresh=fresh)
         check_task_data(placed, fresh=fresh)
         for line in advice(config):
             say(f"warning: {line}")

@@ -11,10 +11,10 @@ from typing import Any
 
 from mlmx.driver import launch
 from mlmx.driver.contents import source_hash
-from mlmx.driver.directories import Placed
+from mlmx.driver.directories import Placed, place
 from mlmx.driver.lease import drain, reading, stage_lease
 from mlmx.driver.say import say, show
-from mlmx.driver.stages import place_of
+from mlmx.driver.stages import place_of, stages_of
 from mlmx.driver.sweep import command_began
 from mlmx.errors import Problem, UserError
 from mlmx.fingerprint import canonical_json
@@ -48,6 +48,27 @@ def run_stages(
         num_run += not reused
         done(one, reused)
     return num_run
+
+
+def checked_stages(config: Mapping[str, Any], *, fresh: bool | float = False) -> list[Placed]:
+    """Return the stages of a run where they lie, with settings that were checked against the constructors.
+
+    Args:
+        config: the frozen config.
+        fresh: see ``check``.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    try:
+        placed = place(stages_of(config), Path(config["outputs"]))
+    except UserError as error:
+        # The run fails anyway; what is wrong within the groups is told along with what is wrong between them.
+        from mlmx.config import component_problems
+
+        raise UserError([*error.problems, *component_problems(config)]) from error
+    check(placed, config, fresh=fresh)
+    return placed
 
 
 def check(placed: Sequence[Placed], config: Mapping[str, Any], *, fresh: bool | float = False) -> None:

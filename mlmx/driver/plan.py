@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from mlmx.driver import command, execute
 from mlmx.driver.contents import source_hash
-from mlmx.driver.directories import Placed, place
+from mlmx.driver.directories import Placed
 from mlmx.driver.lease import drain
 from mlmx.driver.say import say, show_table
-from mlmx.driver.stages import stages_of
 from mlmx.fingerprint import canonical_document
 from mlmx.stage import StageDir
 
@@ -38,8 +36,7 @@ def plan(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: if inputs do not exist, groups contradict each other, or a stage to do has wrong settings.
     """
-    placed = place(stages_of(config), Path(config["outputs"]))
-    execute.check(placed, config)
+    placed = execute.checked_stages(config)
     estimates = _estimates([one for one in placed if one.stage.kind in ("pretrain", "finetune")])
     table = Table(
         "stage",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlmx.build import listed_settings, statistics_of, tasks_read_by
+from mlmx.build import statistics_of, tasks_read_by
 from mlmx.errors import Problem, UserError, nearest
 from mlmx.fingerprint import canonical_json
 from mlmx.frozen import STAGE_GROUPS
@@ -49,6 +49,8 @@ def stages_of(config: Mapping[str, Any]) -> list[Stage]:
         message = f"{metric!r} begins with no task of this run; selected are: {', '.join(tasks) or 'none'}."
         problems.append(Problem("sweep_metric", message, nearest(task, tasks)))
     problems += _wrong_references(config["task"])
+    if pretrainings:
+        problems += _unfit_embeddings(config, pretrainings[-1].objective)
     if problems:
         raise UserError(problems)
     return _Builder(config, pretrainings).build()
@@ -117,12 +119,19 @@ def _contradictions(pretraining: _Pretraining) -> list[Problem]:
         elif pretraining.annotator.get("_needs_gold_") and pretraining.corpus.get("_gold_") is False:
             message = f"{needs}, and the corpus {_name_of(pretraining.corpus, '')} has no gold tags; choose another annotator."
             problems.append(Problem(f"{pretraining.where}annotator", message))
-    if _says(pretraining.objective, "_needs_parallel_") and pretraining.corpus.get("_parallel_") is False:
+    if _needs(pretraining.objective, "_needs_parallel_") and pretraining.corpus.get("_parallel_") is False:
         message = f"{objective} needs pairs of sentences, and the corpus {_name_of(pretraining.corpus, '')} has none."
         problems.append(Problem(f"{pretraining.where}corpus", message))
-    if _needs_dropout(pretraining.objective) and pretraining.trainer.get("dropout") == 0:
+    if _needs(pretraining.objective, "_needs_dropout_") and pretraining.trainer.get("dropout") == 0:
         message = f"is 0, and {objective} tells the two views of a row apart by dropout; set it to 0.1."
         problems.append(Problem(f"{pretraining.where}trainer.dropout", message))
+    if not any(pretraining.trainer.get(budget) is not None for budget in ("max_steps", "max_epochs", "max_tokens")):
+        message = (
+            "follows the progress of the training, which is not known beforehand for a budget in seconds, FLOPs or supervised "
+            "tokens; set trainer.max_steps, max_epochs or max_tokens instead."
+        )
+        places = _following_progress(pretraining.objective, f"{pretraining.where}objective")
+        problems += [Problem(place, message) for place in places]
     return problems
 
 
@@ -136,6 +145,19 @@ def _wrong_references(tasks: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
                 problems.append(Problem(where, message, nearest(other, others)))
             elif tasks_read_by(tasks[other]):
                 problems.append(Problem(where, f"{other!r} reads another task itself; only one may follow upon another."))
+    return problems
+
+
+def _unfit_embeddings(config: Mapping[str, Any], objective: Mapping[str, Any]) -> list[Problem]:
+    """Find tasks that ask more of a text's vector than the encoder will have after the last pretraining."""
+    problems = []
+    width = config["model"].get("hidden_size")
+    for name, task in config["task"].items():
+        if task.get("lexical") is not None and _applies(objective, "_drops_head_"):
+            message = f"{_name_of(objective, 'the objective')} leaves no language-model head, which tells the words of a text."
+            problems.append(Problem(f"task.{name}.lexical", message))
+        if isinstance(given := task.get("width"), int) and isinstance(width, int) and given > width:
+            problems.append(Problem(f"task.{name}.width", f"{given} is more than the width of the encoder, {width}."))
     return problems
 
 
@@ -231,10 +253,30 @@ def _says(node: Any, key: str) -> bool:
     return isinstance(node, list | tuple) and any(_says(inner, key) for inner in node)
 
 
-def _needs_dropout(objective: Mapping[str, Any]) -> bool:
-    """Tell whether an objective, or one inside it, has the settings with which its YAML says that it needs dropout."""
-    nodes = [node for _, _, node in listed_settings(objective, "_needs_dropout_")]
-    return any(all(node.get(name) == value for name, value in node["_needs_dropout_"].items()) for node in nodes)
+def _needs(objective: Mapping[str, Any], what: str) -> bool:
+    """Tell whether an objective, or one inside it, needs something."""
+    return any(_applies(node, what) for _, node in _nodes(objective, ""))
+
+
+def _applies(node: Mapping[str, Any], key: str) -> bool:
+    """Tell whether what a key of a node's YAML says holds: always (true), or with the settings that it gives."""
+    when = node.get(key, False)
+    return all(node.get(name) == value for name, value in when.items()) if isinstance(when, Mapping) else bool(when)
+
+
+def _following_progress(objective: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Yield the settings that decide by the progress of the training how a batch is made."""
+    for setting, node in _nodes(objective, where):
+        if node.get("_follows_progress_") and not setting.endswith(".schedule"):  # A sum weighs what its batches gave.
+            yield setting
+
+
+def _nodes(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the mappings in a node, itself first, with their dotted settings."""
+    if isinstance(value, Mapping):
+        yield where, value
+        for key, inner in value.items():
+            yield from _nodes(inner, f"{where}.{key}")
 
 
 def _name_of(node: Mapping[str, Any], otherwise: str) -> str:

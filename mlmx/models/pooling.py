@@ -149,4 +149,5 @@ def _lexical(encoder: Encoder, states_TD: Tensor, rows: TokenRows, num_entries: 
     sizes = np.bincount(rows.row_of_token[ordinary], minlength=rows.num_rows).tolist()
     hidden_PD = states_TD[torch.from_numpy(ordinary).to(states_TD.device)]
     logits, entries = largest_entries(encoder.head, hidden_PD, sizes, num_entries, vocab_size=encoder.vocabulary.size)
-    return [logits.float(), entries.float()]
+    # A text says nothing by the words it has least to do with; two negative weights would make a product above 0.
+    return [logits.float().clamp(min=0), entries.float()]

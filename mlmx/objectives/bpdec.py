@@ -26,7 +26,7 @@ from mlmx.models.encoder import Encoder
 from mlmx.models.flops import attention_flops, linear_flops, num_linear_weights
 from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator
 from mlmx.objectives.objective import Output
-from mlmx.schedules import ScheduledRatio
+from mlmx.schedules import PredictedRatio
 
 Mix = Literal["token", "scalar"]
 
@@ -89,7 +89,7 @@ class BPDec(MaskedObjective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: ScheduledRatio,
+        mask_ratio: PredictedRatio,
         selection: Literal["bernoulli", "exact"],
         corruption: Corruption,
         visible_mask_ratios: Annotated[tuple[Ratio, ...], Field(min_length=1)],

@@ -56,6 +56,8 @@ class CausalLanguageModeling(Objective):
         UserError: if the encoder runs on padded rows and ignores causal attention.
     """
 
+    caption = "Marked are the tokens to predict: all but the first of a row, each from those before it."
+
     def __init__(self, encoder: Encoder, corpus: CorpusInfo) -> None:
         """Keep the encoder.
 

@@ -119,14 +119,16 @@ class Composite(Objective):
         """Build the parts around one encoder.
 
         Raises:
-            UserError: if names are no identifiers, parts join pairs in different ways, or one exports another encoder than they
-                share.
+            UserError: if names are no identifiers, parts join pairs in different ways, one exports another encoder than they share,
+                or draws the word embeddings that others train.
         """
         super().__init__()
         self.encoder = encoder
         self._num_sides = corpus.num_sides
         self.names = tuple(parts)
         head, keeps_head = encoder.head, False
+        words = encoder.base.get_input_embeddings().weight
+        are_trained = words.requires_grad
         for name, part in parts.items():
             # Who needs no language-model head drops it; it stays if any part needs it, with its weights.
             encoder.head = head
@@ -136,6 +138,9 @@ class Composite(Objective):
             head = head if encoder.head is None else encoder.head
             if built.exported is not encoder:
                 raise user_error(f"objective.parts.{name}.objective.export", "what parts share and is exported is the encoder.")
+            if are_trained and not words.requires_grad and len(parts) > 1:
+                message = "draws the word embeddings anew, which the other parts train; it can only be trained by itself."
+                raise user_error(f"objective.parts.{name}.objective", message)
         encoder.head = head if keeps_head else None
         shares = self.shares(self.names, 0.0)
         self.weights = {

@@ -1,7 +1,8 @@
 """What contrastive objectives share: embeddings of a batch whose size neither memory nor the number of processes limits.
 
 Each row is compared with those of all processes, and the activations of a few rows at a time are held. Both are exact: losses and
-gradients are those of one process that holds the whole batch at once.
+gradients are those of one process that holds the whole batch at once, where there is no dropout; with it, other draws of the same
+distribution.
 """
 
 # S rows of a batch, N rows of this process, M rows of all processes, K layers, D width

@@ -87,6 +87,11 @@ class ClusterRandomTokenSubstitution(Objective):
         UserError: if the corpus has fewer tokens than clusters.
     """
 
+    caption = (
+        "Marked are the tokens that were replaced, as at the first step; one is kept where it was drawn itself. For every token, "
+        "special ones too, the encoder tells whether it was replaced."
+    )
+
     confusions: Tensor
     cluster: Tensor
     members: Tensor

@@ -78,6 +78,8 @@ class DupMAE(RetroMAE):
         UserError: as ``retromae`` does.
     """
 
+    caption = f"{RetroMAE.caption} The different words of a row are told from the vectors of its other tokens."
+
     collator_class = DupMAECollator
     decoder_class = NormedQueriesDecoder
 

@@ -79,6 +79,11 @@ class Electra(Objective):
         UserError: if the tokenizer has no mask token, or the generator would have no width.
     """
 
+    caption = (
+        "Marked are the tokens to predict, in what the generator reads. The encoder reads in their places what the generator makes "
+        "up, and tells for every token, special ones too, whether it is the original."
+    )
+
     forbidden: Tensor
 
     def __init__(

@@ -29,6 +29,15 @@ from mlmx.objectives.ngram_rows import NgramCollator
 from mlmx.objectives.objective import Objective, Output
 from mlmx.schedules import ScheduledRatio
 
+_CAPTION = (
+    "Marked are the tokens to predict, in what the {reader} reads. A mask in the text may stand for an n-gram, which is shown by "
+    "its first token and predicted as one; the tokens of these n-grams follow on a line of their own, each predicted once more."
+)
+_MADE_UP = (
+    " In the places of the masks in the text, or of a part of them (made_up_ratio), the encoder reads what the generator makes up, "
+    "and tells for every token there whether it is the original."
+)
+
 
 class ErnieGram(Objective):
     """Predicts masked n-grams, each as one entry of a lexicon and once more token by token (ERNIE-Gram).
@@ -109,6 +118,7 @@ class ErnieGram(Objective):
         self.identity_head = IdentityHead(encoder.hidden_size, words, self.ngrams, initializer_range=deviation)
         self.weights = {"explicit": 1.0, "comprehensive": comprehensive_weight}
         self.generator = None
+        self.caption = _CAPTION.format(reader="encoder")
         if generator_ratio is not None:
             self.generator = small_generator(encoder, generator_ratio)
             self.generator.drop_head()
@@ -116,6 +126,7 @@ class ErnieGram(Objective):
             self.generator_head = IdentityHead(width, words, self.ngrams, initializer_range=deviation)
             self.detection_head = DetectionHead(encoder.hidden_size, initializer_range=deviation)
             self.weights |= {"generator": 1.0, "detection": detection_weight}
+            self.caption = _CAPTION.format(reader="generator") + _MADE_UP
         forbidden = np.ones(self.num_words + len(entries), bool)
         forbidden[encoder.vocabulary.ordinary_ids] = forbidden[self.num_words :] = False
         self.register_buffer("forbidden", torch.from_numpy(forbidden), persistent=False)

@@ -36,7 +36,7 @@ class FrequencyWeightedSelection(Wrapper):
         XLM draws a number of tokens for a whole batch; here each row has its own, by the rule of the other objective: where each
         token is selected by itself, its probability is multiplied by its weight over the mean weight in its row, and is at most 1;
         where units are drawn one after the other, the next one is drawn by the mean weight of its tokens. Tokens are counted in the
-        corpus that is trained on.
+        corpus that is trained on, each example of a mixture once.
 
     Raises:
         UserError: if the other objective selects tokens by no policy.

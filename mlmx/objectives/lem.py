@@ -15,7 +15,7 @@ from mlmx.masking.corrupt import Corruption
 from mlmx.masking.entities import EntitiesFirst, UnitType
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.masked import MaskedObjective, masked_collator, resolve_view
-from mlmx.schedules import ScheduledRatio
+from mlmx.schedules import PredictedRatio
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class LinguisticEntityMasking(MaskedObjective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: ScheduledRatio,
+        mask_ratio: PredictedRatio,
         count_specials: bool,
         types: Annotated[tuple[EntityType, ...], Field(min_length=1)],
         rule: Literal["word", "span"],

@@ -15,7 +15,7 @@ from mlmx.errors import user_error
 from mlmx.models.drawn_embedding import drawn_cross_entropy, drawn_embeddings, exported_embeddings
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops
-from mlmx.objectives.clm import NextTokenCollator, next_token_output
+from mlmx.objectives.clm import CausalLanguageModeling, NextTokenCollator, next_token_output
 from mlmx.objectives.objective import Objective, Output
 
 
@@ -47,6 +47,11 @@ class LexinvariantLanguageModeling(Objective):
         UserError: if the encoder's word embeddings are not as wide as its layers, or it runs on padded rows and ignores causal
             attention.
     """
+
+    caption = (
+        f"{CausalLanguageModeling.caption} The encoder reads no word embeddings: each token has a vector that is drawn for it in "
+        "each row anew."
+    )
 
     def __init__(self, encoder: Encoder, corpus: CorpusInfo, *, embedding_std: PositiveFloat | None) -> None:
         """Replace the word embeddings.

@@ -91,6 +91,11 @@ class MaskEnhancedAutoregression(CausalLanguageModeling):
         UserError: if the tokenizer has no mask token, or the encoder runs on padded rows and ignores causal attention.
     """
 
+    caption = (
+        "Marked are the tokens to predict: all but the first of a row, each from what the encoder reads before it. A mask hides a "
+        "token from those after it; what the encoder predicts at a mask is the next token."
+    )
+
     def __init__(
         self, encoder: Encoder, corpus: CorpusInfo, *, input_mask_ratio: ScheduledRatio, shared_mask_cycle: Positive | None
     ) -> None:

@@ -85,6 +85,7 @@ class Mirror(Objective):
         UserError: if the tokenizer has no mask token, or both views would be the same.
     """
 
+    caption = "Marked are the tokens that are masked in the second view of a row; two vectors of a row are to be alike."
     batch_coupled = True
 
     def __init__(

@@ -9,7 +9,7 @@ from mlmx.masking.corrupt import Corruption
 from mlmx.masking.select import BernoulliTokens, ExactTokens
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.masked import MaskedObjective, masked_collator
-from mlmx.schedules import ScheduledRatio
+from mlmx.schedules import PredictedRatio
 
 
 class MaskedLanguageModeling(MaskedObjective):
@@ -17,7 +17,8 @@ class MaskedLanguageModeling(MaskedObjective):
 
     Source:
         Devlin et al. 2019, BERT, arXiv:1810.04805, section 3.1, with masks drawn anew in each epoch as in Liu et al. 2019, RoBERTa,
-        arXiv:1907.11692.
+        arXiv:1907.11692. Where every selected token is replaced by a random one, swapped language modelling (SLM): Di Liello et al.
+        2022, Effective Pretraining Objectives for Transformer-based Autoencoders, arXiv:2210.13536.
 
     Terms:
         ``mlm``: sum over the selected tokens i of -log p(x_i | corrupted row), nats; the count is the number of selected tokens.
@@ -26,11 +27,12 @@ class MaskedLanguageModeling(MaskedObjective):
         ``selected`` (P,), ``targets`` (P,): positions among the batch's packed tokens, and the ids that stood there.
 
     Deviations:
-        Random tokens are uniform over the ids that are not special (the reference draws over the whole vocabulary). Rows are
-        single segments, without next-sentence prediction.
+        Random tokens are uniform over the ids that are not special (BERT's code draws over the whole vocabulary); the token that
+        stood there may be drawn itself, and is predicted like the others. Rows are single segments, without next-sentence
+        prediction.
 
     Raises:
-        UserError: if the tokenizer has no mask token.
+        UserError: if ``corruption.mask`` is above 0 and the tokenizer has no mask token.
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class MaskedLanguageModeling(MaskedObjective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: ScheduledRatio,
+        mask_ratio: PredictedRatio,
         selection: Literal["bernoulli", "exact"],
         corruption: Corruption,
     ) -> None:

@@ -111,9 +111,12 @@ class MaskedTokenOptimization(Wrapper):
         super().__init__(objective.build(encoder, corpus))
         collator = self.inner.collator()
         core = innermost(self.inner)
-        if not isinstance(core, MaskedObjective) or not isinstance(collator, MaskedCollator) or not collator.corruption.mask:
-            message = f"{type(core).__name__} is no masked language model, or never puts a mask token."
-            raise user_error("objective.objective", message)
+        if not isinstance(core, MaskedObjective) or not isinstance(collator, MaskedCollator):
+            raise user_error("objective.objective", f"{type(core).__name__} is no masked language model.")
+        if not collator.corruption.mask:
+            raise user_error(
+                "objective.objective.corruption.mask", "is 0, so that there is no mask token to be kept unlike others."
+            )
         vocabulary = encoder.vocabulary
         self.temperature = temperature
         self.weights = {**self.inner.weights, "singularity": singularity_weight, "evenness": evenness_weight}

@@ -43,11 +43,13 @@ class Objective(nn.Module, ABC):
         encoder: what survives into the next stage.
         weights: term -> weight in the total loss.
         batch_coupled: True where examples of a forward interact (contrastive losses), so that accumulation changes the mathematics.
+        caption: what ``mlmx preview`` says above examples: which tokens are marked, who reads what is shown, what is predicted.
     """
 
     encoder: Encoder
     weights: Mapping[str, float]
     batch_coupled: bool = False
+    caption: str = "Marked are the tokens to predict, in what the encoder reads."
 
     @abstractmethod
     def collator(self) -> Collator:

@@ -9,7 +9,7 @@ from mlmx.masking.corrupt import Corruption
 from mlmx.masking.select import OnePiecePerWord
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.masked import MaskedObjective, masked_collator, resolve_view
-from mlmx.schedules import ScheduledRatio
+from mlmx.schedules import PredictedRatio
 
 
 class OnePiecePerWordMasking(MaskedObjective):
@@ -39,7 +39,7 @@ class OnePiecePerWordMasking(MaskedObjective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: ScheduledRatio,
+        mask_ratio: PredictedRatio,
         count_specials: bool,
         corruption: Corruption,
         view: Literal["segment", "pair", "corpus"],

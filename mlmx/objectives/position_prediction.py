@@ -87,6 +87,8 @@ class PositionPrediction(Objective):
             for a token to see where all others are hidden.
     """
 
+    caption = "Marked are the tokens that no token but themselves sees; the places of all but special tokens are predicted."
+
     def __init__(self, encoder: Encoder, corpus: CorpusInfo, *, hidden_ratio: ScheduledRatio) -> None:
         """Choose how much is hidden.
 

@@ -167,11 +167,14 @@ class RepresentativeWords(MaskedObjective):
         ``max_text_ratio`` and by a file, in any language; there is no stemming, and texts of any length take part. Each time a text
         is seen, one of its pairs is drawn. Both rows of a pair have the same masks, on whole words, as many tokens as
         ``mask_ratio`` says on average, without the limit of 60. A text that is too long gives way to its set; one in several rows
-        has the sets of the whole in each. A text without a pair is read with an empty set, for ``mlm`` alone.
+        has the sets of the whole in each. A text without a pair is read with an empty set, for ``mlm`` alone. Both sides of a row
+        have token type 0, where the source's BERT has a segment id for each.
 
     Raises:
         UserError: if the tokenizer has no mask token or puts no special token before a text, or the encoder is causal.
     """
+
+    caption = f"{MaskedObjective.caption} The vector of the first token tells which of two word sets represents the text better."
 
     def __init__(
         self,

@@ -78,6 +78,10 @@ class RetroMAE(MaskedObjective):
             none.
     """
 
+    caption = (
+        f"{MaskedObjective.caption} A decoder predicts every token from the first one's vector and what it sees of the others."
+    )
+
     collator_class = RetroMAECollator
     decoder_class = EnhancedDecoder
 

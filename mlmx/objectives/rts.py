@@ -80,6 +80,8 @@ class RandomTokenSubstitution(Objective):
         special.
     """
 
+    caption = "Marked are the tokens that were replaced; for every token, special ones too, the encoder tells whether it was."
+
     def __init__(
         self, encoder: Encoder, corpus: CorpusInfo, *, replace_ratio: ScheduledRatio, parity: Literal["paper", "released_code"]
     ) -> None:

@@ -23,8 +23,8 @@ from mlmx.models.cross_entropy import cross_entropy
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops, num_linear_weights
 from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator
-from mlmx.objectives.objective import Output
-from mlmx.schedules import ScheduledRatio
+from mlmx.objectives.objective import Objective, Output
+from mlmx.schedules import PredictedRatio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +96,17 @@ class SpanMasking(MaskedObjective):
         UserError: if the tokenizer has no mask token.
     """
 
+    caption = (
+        f"{Objective.caption} The first max_boundary_tokens of a span are predicted once more, from the tokens right before and "
+        "right after the span."
+    )
+
     def __init__(
         self,
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: ScheduledRatio,
+        mask_ratio: PredictedRatio,
         geometric_p: Annotated[float, Field(gt=0, lt=1)],
         max_words: Positive,
         boundary_weight: NonNegativeFloat,

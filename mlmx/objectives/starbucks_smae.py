@@ -105,6 +105,8 @@ class StarbucksSMAE(MaskedObjective):
             ``view`` asks for pairs of a corpus that has none.
     """
 
+    caption = f"{MaskedObjective.caption} A decoder predicts these and more, by the vector that each size has of the first token."
+
     def __init__(
         self,
         encoder: Encoder,

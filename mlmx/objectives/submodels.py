@@ -52,6 +52,7 @@ class SubmodelContrast(Objective):
             if dropout is to tell the views apart and there is none.
     """
 
+    caption = "No token is predicted: vectors of rows that belong together are to be alike."
     batch_coupled = True
 
     def __init__(

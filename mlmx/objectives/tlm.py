@@ -9,7 +9,7 @@ from mlmx.masking.corrupt import Corruption
 from mlmx.masking.select import BernoulliTokens, ExactTokens
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.masked import MaskedObjective, masked_collator, require_pairs
-from mlmx.schedules import ScheduledRatio
+from mlmx.schedules import PredictedRatio
 
 
 class TranslationLanguageModeling(MaskedObjective):
@@ -41,7 +41,7 @@ class TranslationLanguageModeling(MaskedObjective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: ScheduledRatio,
+        mask_ratio: PredictedRatio,
         selection: Literal["bernoulli", "exact"],
         corruption: Corruption,
         position_reset: bool,

@@ -9,7 +9,7 @@ from mlmx.masking.corrupt import Corruption
 from mlmx.masking.select import WholeWords
 from mlmx.models.encoder import Encoder
 from mlmx.objectives.masked import MaskedObjective, masked_collator
-from mlmx.schedules import ScheduledRatio
+from mlmx.schedules import PredictedRatio
 
 
 class WholeWordMasking(MaskedObjective):
@@ -41,7 +41,7 @@ class WholeWordMasking(MaskedObjective):
         encoder: Encoder,
         corpus: CorpusInfo,
         *,
-        mask_ratio: ScheduledRatio,
+        mask_ratio: PredictedRatio,
         count_specials: bool,
         last_word: Literal["overshoot", "fair"],
         corruption: Corruption,

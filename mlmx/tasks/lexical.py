@@ -26,7 +26,8 @@ class Lexical:
     """How much of a text's representation is lexical.
 
     Attributes:
-        num_entries: entries of the vocabulary that a text keeps, those with the largest logits at any of its ordinary tokens.
+        num_entries: entries of the vocabulary that a text keeps, those with the largest logits at any of its ordinary tokens; one
+            below 0 weighs nothing.
         weight: of the sum over entries that two texts share, beside the similarity of their vectors, which has 1.
     """
 

@@ -112,6 +112,7 @@ class Loop:
     _unread: _Taken | None = None
     _began: float = 0.0
     _saved_seconds: float = 0.0
+    _told_of_nothing: bool = False
 
     def run(self, metrics: MetricsLog) -> None:
         """Train to the end of the budget, from the last checkpoint if there is one."""
@@ -179,6 +180,9 @@ class Loop:
         micro_batches = next(self._loaded)
         work = Work.total(Work(**told) for told in self.processes.gather(Work.of(self.objective, micro_batches).to_json()))
         self.watch.lap("data")
+        if not work.supervised_tokens and not self._told_of_nothing and self.processes.is_main:
+            self._told_of_nothing = True
+            log.warning("step %d has nothing to predict, so that nothing is learned from it; told once", before.steps + 1)
         # 2. Forward and backward, one micro-batch at a time; in smaller ones where the memory of any process is too small for them.
         while True:
             numbers = self._forward_and_backward(micro_batches, work)

@@ -34,12 +34,14 @@ from mlmx.models.encoder import Encoder, language_model_class
 from mlmx.models.load import Pretrained, load_config, load_tokenizer
 from mlmx.objectives.composite import Composite, CompositeCollator
 from mlmx.objectives.objective import Objective
+from mlmx.objectives.wrapper import innermost
 from mlmx.stage import StageDir
 from mlmx.target import allow_package
 
 # Enough rows for rates that are good to a percent or two, few enough to take no time.
 _SAMPLE_ROWS = 4000
 _ROWS_AT_ONCE = 500
+_FATES = ("mask", "random", "kept")
 _STYLES = {"mask": "bold white on red", "random": "bold black on yellow", "kept": "bold black on green", "special": "dim"}
 _WORD_MARKS = ("▁", "Ġ", "##")
 
@@ -50,8 +52,8 @@ class Masked:
 
     Attributes:
         rows: as the collator arranges them.
-        input_ids: (T,) as the model sees them.
-        selected: (T,) bool, whether the token is to be predicted.
+        input_ids: (T,) as the model that ``caption`` names reads them.
+        selected: (T,) bool, whether the token is marked: to be predicted or, where the objective selects none, changed.
         visible: (T,) bool, whether other tokens see it.
     """
 
@@ -61,10 +63,10 @@ class Masked:
     visible: NDArray[np.bool_]
 
     def fate(self, mask_id: int | None) -> NDArray[np.str_]:
-        """Return (T,) what became of each selected token, ``mask``, ``random`` or ``kept``; ``""`` for the others."""
+        """Return (T,) what became of each selected token, one of ``_FATES``; ``""`` for the others."""
         changed = self.input_ids != self.rows.input_ids
         fates = [self.selected & (self.input_ids == mask_id), self.selected & changed, self.selected]
-        return np.select(fates, ["mask", "random", "kept"], "")
+        return np.select(fates, _FATES, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +152,12 @@ class Preview:
 
 
 def show(preview: Preview, console: Console, num_examples: int) -> None:
-    """Print examples, then the rates over a sample of rows; for each part of an objective made of others."""
-    console.print(Text.assemble("tokens to predict: ", *_legend()))
+    """Print what is shown, examples, and the rates over a sample of rows; for each part of an objective made of others."""
+    console.print(Text.assemble("marked: ", *_legend()))
     for name, part in preview.parts():
         if name:
             console.print(Text(f"\npart {name}", style="bold"))
+        console.print(Text(innermost(part.objective).caption))
         for index in part.sample(num_examples):
             console.print()
             console.print(example_text(part, int(index)))
@@ -163,7 +166,7 @@ def show(preview: Preview, console: Console, num_examples: int) -> None:
 
 
 def example_text(preview: Preview, index: int) -> Text:
-    """Return one row: pieces of a word joined by ``·``, each piece to predict with what the model sees instead."""
+    """Return one row: pieces of a word joined by ``·``, each marked piece with what is read instead."""
     masked = preview.mask(np.array([index]))
     rows, tokenizer = masked.rows, preview.objective.encoder.tokenizer
     fates = masked.fate(preview.mask_id)
@@ -197,10 +200,10 @@ def rate_table(preview: Preview, num_rows: int = _SAMPLE_ROWS) -> Table:
             total[1] += int((member & masked.selected).sum())
         for name, count in zip(*np.unique(masked.fate(preview.mask_id), return_counts=True), strict=True):
             fates[str(name)] = fates.get(str(name), 0) + int(count)
-    num_selected = max(totals["all", "ordinary tokens"][1], 1)
+    num_selected = max(sum(fates.get(name, 0) for name in _FATES), 1)
     table = Table(title=f"rates over {len(sample)} of {len(preview.rows)} rows", title_justify="left")
-    for column in ("", "class", "tokens", "predicted", "rate", "share of predicted"):
-        table.add_column(column, justify="left" if column in ("", "class") else "right", no_wrap=column != "share of predicted")
+    for column in ("", "class", "tokens", "marked", "rate", "share of marked"):
+        table.add_column(column, justify="left" if column in ("", "class") else "right", no_wrap=column != "share of marked")
     last = ""
     for (kind, name), (count, selected) in totals.items():
         if count:
@@ -216,7 +219,7 @@ def rate_table(preview: Preview, num_rows: int = _SAMPLE_ROWS) -> Table:
             )
             last = kind
     table.add_section()
-    for number, name in enumerate(("mask", "random", "kept")):
+    for number, name in enumerate(_FATES):
         count = fates.get(name, 0)
         table.add_row("" if number else "became", name, "", str(count), "", f"{count / num_selected:.4f}")
     return table

@@ -104,7 +104,8 @@ class Trainer:
                 compare the examples of a batch always take that, and have ``chunk_tokens``. Where memory is too small for it, the
                 training goes on with half of it, and half of that.
             max_length: tokens of the longest row of a corpus, special ones included; null where a task makes its own rows.
-            overlong: what happens to longer texts of a corpus; null where a task makes its own rows.
+            overlong: what happens to longer texts of a corpus; pairs and triplets in one row are always truncated, their longest
+                sides first. Null where a task makes its own rows.
             learning_rate: at its peak.
             schedule: of the learning rate over the budget, see ``mlmx.training.schedule``.
             warmup_ratio: part of the budget in which the learning rate rises; or
@@ -227,11 +228,13 @@ class Trainer:
             raise user_error("trainer.max_length", f"rows have up to {longest} tokens; the encoder takes at most {limit}.")
         if self.max_flops is not None and objective.encoder.layers is None:
             raise user_error("trainer.max_flops", "the FLOPs of this model are not known: its structure does not show its layers.")
-        if self.validation_rows >= len(rows):
-            raise user_error("trainer.validation_rows", f"{self.validation_rows} of {len(rows)} rows would leave none to train on.")
-        if objective.batch_coupled and self.batch_examples == 1:
-            raise user_error("trainer.batch_examples", "1: this objective compares the examples of a batch with each other.")
-        held_out = HeldOut(len(rows), self.validation_rows, seed=seed)
+        weights: NDArray[np.float64] | None = getattr(rows, "weights", None)
+        num_seen = len(rows) if weights is None else int(np.count_nonzero(weights))
+        if self.validation_rows >= num_seen:
+            raise user_error("trainer.validation_rows", f"{self.validation_rows} of {num_seen} rows would leave none to train on.")
+        if objective.batch_coupled:
+            self._require_company(rows)
+        held_out = HeldOut(len(rows), self.validation_rows, seed=seed, weights=weights)
         plan = BatchPlan(
             rows.lengths,
             seed=seed,
@@ -242,7 +245,7 @@ class Trainer:
             max_tokens=self.max_tokens,
             batch_warmup_tokens=self.batch_warmup_tokens,
             batch_warmup_start_ratio=self.batch_warmup_start_ratio,
-            weights=_without(held_out.rows, rows),
+            weights=_without(held_out.rows, weights, len(rows)),
         )
         batches = StepBatches(
             plan=plan,
@@ -292,6 +295,16 @@ class Trainer:
             watch=Stopwatch(processes.device, enabled=processes.is_main),
         )
 
+    def _require_company(self, rows: RowDataset) -> None:
+        # An example alone in its batch is compared with nothing, and its loss is 0.
+        per_batch = self.batch_examples or (self.batch_tokens or 0) / float(rows.lengths.mean())
+        if per_batch < 1.5:
+            setting = "batch_tokens" if self.batch_tokens is not None else "batch_examples"
+            message = (
+                f"{per_batch:.2g} examples a batch, on average: this objective compares the examples of a batch with each other."
+            )
+            raise user_error(f"trainer.{setting}", message)
+
     def _full_micro_batch(self, rows: RowDataset, num_processes: int) -> int:
         # Tokens of a micro-batch as a rule, and a little more, so that most of them are filled up to this very number.
         of_batch = self.batch_tokens or (self.batch_examples or 1) * float(rows.lengths.mean())
@@ -305,11 +318,10 @@ class Trainer:
         return {parameter: self.layer_decay ** (encoder.num_layers + 1 - depth) for parameter, depth in encoder.depths().items()}
 
 
-def _without(held_out: NDArray[np.int64], rows: RowDataset) -> NDArray[np.float64] | None:
+def _without(held_out: NDArray[np.int64], weights: NDArray[np.float64] | None, size: int) -> NDArray[np.float64] | None:
     # How often each row is seen in an epoch: those that are held out, never.
-    weights: NDArray[np.float64] | None = getattr(rows, "weights", None)
     if len(held_out):
-        weights = np.ones(len(rows)) if weights is None else weights.copy()
+        weights = np.ones(size) if weights is None else weights.copy()
         weights[held_out] = 0.0
     return weights
 

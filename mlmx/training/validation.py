@@ -25,6 +25,8 @@ class HeldOut:
         size: rows of the dataset.
         num_rows: how many of them are held out.
         seed: the run's seed.
+        weights: (size,) how often each row is seen per epoch (mixtures): a row is held out the more likely, and never one that
+            is never seen; None: all alike.
 
     Attributes:
         rows: (num_rows,) which ones, rising.
@@ -33,8 +35,13 @@ class HeldOut:
 
     num_steps = 1
 
-    def __init__(self, size: int, num_rows: int, *, seed: int) -> None:
-        self.rows = np.sort(keyed.permutation(size, seed=seed, name="validation")[:num_rows])
+    def __init__(self, size: int, num_rows: int, *, seed: int, weights: NDArray[np.float64] | None = None) -> None:
+        order = keyed.permutation(size, seed=seed, name="validation")
+        if weights is not None:
+            # Arrivals at rates in proportion to the weights, by evenly spread numbers in (0, 1): the first ones are drawn so too.
+            with np.errstate(divide="ignore"):
+                order = order[np.argsort(-np.log1p(-(np.arange(size) + 0.5) / size) / weights[order], kind="stable")]
+        self.rows = np.sort(order[:num_rows])
 
     def rows_of(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the rows, and zeros, since the training has never seen them."""

@@ -21,8 +21,7 @@ import torch
 from mlmx.build import build, placed, settings_of
 from mlmx.data.annotate import annotate_store
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
-from mlmx.data.rows import RowDataset
-from mlmx.data.rows_from_store import open_rows
+from mlmx.data.rows_from_store import StoreRows, open_rows
 from mlmx.data.statistic import collect_statistic, open_corpus
 from mlmx.data.store import TokenStore
 from mlmx.errors import UserError
@@ -82,13 +81,17 @@ def collect(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Track
 def pretrain(stage: StageDir, spec: Spec, processes: ProcessGroup, tracker: Tracker) -> Result:
     """Train an objective on a prepared corpus."""
     objective, rows, trainer = open_pretraining(stage, spec)
+    if rows.lost:
+        told = ", ".join(f"{part:.1%} of {language}" for language, part in rows.lost.items())
+        pairs = ", since the sides of pairs and triplets are never split" if trainer.overlong == "split" else ""
+        log.warning("trainer.max_length=%s leaves out %s%s", trainer.max_length, told, pairs)
     result = trainer.fit(objective, rows, stage, seed=spec["seed"], processes=processes, on_log=tracker.log)
     if processes.is_main:
         objective.export(stage.encoder_dir)
     return {**result, "num_truncated_pieces": dict(rows.num_truncated)}
 
 
-def open_pretraining(stage: StageDir, spec: Spec) -> tuple[Objective, RowDataset, Trainer]:
+def open_pretraining(stage: StageDir, spec: Spec) -> tuple[Objective, StoreRows, Trainer]:
     """Return what a pretraining stage trains, on what, and by what."""
     store, corpus = open_corpus(stage)
     encoder = _encoder(stage, spec)

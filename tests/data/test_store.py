@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from sample import SENTENCES, ListCorpus, monolingual, pairs, tokenizer, triplets
 
 from mlmx.data.corpora.mixture import MixtureCorpus
+from mlmx.data.corpora.parallel import ParallelCorpus
+from mlmx.data.corpora.text import TextCorpus
 from mlmx.data.corpus import Example, Segment
 from mlmx.data.gather import fair_lengths, windows
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
@@ -127,6 +129,9 @@ def test_truncation_is_counted_per_language(store: TokenStore) -> None:
             lost[code] += max(0, len(store.pieces(example, side)) - 8)
     assert dataset.num_truncated == lost
     assert len(dataset) == store.num_segments
+    pieces = {code: counts["pieces"] for code, counts in store.meta["by_language"].items()}
+    assert dataset.lost == {code: lost[code] / pieces[code] for code in ("en", "si") if lost[code]} != {}
+    assert open_rows(store, VOCABULARY, view="segment", max_length=10).lost == {}
 
 
 @pytest.mark.parametrize("max_length", [5, 16, 31, 60])
@@ -206,6 +211,20 @@ def test_examples_without_tokens_are_skipped_counted_and_named(tmp_path: Path) -
     with pytest.raises(UserError, match="no example with tokens"):
         prepare_corpus(monolingual([]), tokenizer(), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_what_is_left_out_of_pairs_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.tsv").write_text("en\tde\none\teins\ntwo\t\n\tdrei\nfour\tvier\n")
+    (tmp_path / "b.txt").write_text("one\n\ntwo\n")
+    source = ParallelCorpus(path=str(tmp_path / "a.tsv"), format="tsv", columns=None, header=True, languages=["en", "de"])
+    meta = prepare_corpus(source, tokenizer(), tmp_path / "data")
+    places = [f"{tmp_path / 'a.tsv'}:{line}" for line in (3, 4)]
+    assert meta["skipped_examples"] == places
+    assert caplog.messages == [f"corpus: 2 of 4 examples left out (blank: 2), such as {', '.join(places)}"]
+    caplog.clear()
+    # Blank lines of a text say nothing of its quality.
+    prepare_corpus(TextCorpus(path=str(tmp_path / "b.txt"), language="en"), tokenizer(), tmp_path / "text")
+    assert caplog.messages == []
 
 
 def test_half_a_surrogate_pair_is_the_users_error(tmp_path: Path) -> None:

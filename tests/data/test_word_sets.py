@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -148,8 +149,24 @@ def test_words_that_are_left_out(store, tmp_path):
     sets = collected(store, max_text_ratio=0.4)
     assert spelled(sets, np.arange(len(sets["lexicon_offsets"]) - 1)) == ["d"]
     assert not len(sets["set_words"])  # One word makes no two sets of which one is likelier.
-    with pytest.raises(UserError, match=r"word_sets\.min_count: 100, with max_text_ratio=1, leaves none of the corpus' 4 words"):
-        collected(store, min_count=100)
+
+
+def test_what_leaves_no_word_is_told(store, tmp_path):
+    stop_words = tmp_path / "stop.txt"
+    stop_words.write_text("a\nb\nc\nd\n")
+
+    def told(where: str, few: str, frequent: str, stopped: int, **settings) -> None:
+        message = f"{where}: leaves no word: {few}, {frequent}, stop_words {stopped} of the corpus' 4 words."
+        with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+            collected(store, **settings)
+
+    told("word_sets.min_count", "min_count=100 leaves out 4", "max_text_ratio=1 0", 0, min_count=100)
+    told("word_sets.max_text_ratio", "min_count=4 leaves out 1", "max_text_ratio=0.1 4", 0, min_count=4, max_text_ratio=0.1)
+    # d occurs three times, in two texts of five; the others are in three.
+    told("word_sets.stop_words", "min_count=4 leaves out 1", "max_text_ratio=0.4 3", 4, min_count=4, max_text_ratio=0.4,
+         stop_words=str(stop_words))  # fmt: skip
+    with pytest.raises(UserError, match=r"^corpus: it has no word of letters\.$"):
+        collected(stored(tmp_path / "data", ["12 . ,"]))
 
 
 def test_a_word_has_the_tokens_of_its_most_frequent_spelling(tmp_path):

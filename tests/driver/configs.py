@@ -51,6 +51,7 @@ def frozen(outputs: Path, **changes: Any) -> dict[str, Any]:
         "tracker": {"mode": "disabled", "project": "mlmx", "entity": None},
         "outputs": str(outputs),
         "plugins": [],
+        "places": {f"stages.pretrain.{group}": group for group in ("objective", "corpus", "annotator", "trainer")},
         "sweep_metric": None,
     }
     config = copy.deepcopy(config)

@@ -175,12 +175,52 @@ def test_plan_says_what_is_new(tmp_path, capsys, monkeypatch):
             r"trainer.dropout: is 0, and mlm tells the two views of a row apart by dropout",
         ),
         ({"objective___needs_parallel_": True, "corpus": {**corpus("news"), "_parallel_": False}}, "corpus: mlm needs pairs"),
+        (
+            {"objective___needs_parallel_": {"rate": 0.15}, "corpus": {**corpus("news"), "_parallel_": False}},
+            "corpus: mlm needs pairs",
+        ),
+        (
+            {"objective__rate": {"_target_": "mlmx.x.Linear", "_follows_progress_": True}, "trainer__max_steps": None},
+            r"objective\.rate: follows the progress of the training",
+        ),
     ],
 )
 def test_groups_that_contradict_each_other(tmp_path, changes, told):
     config = frozen(tmp_path / "outputs", **{f"stages__pretrain__{key}": value for key, value in changes.items()})
     with pytest.raises(UserError, match=told):
         chain.stages_of(config)
+
+
+def test_groups_that_fit_by_their_settings(tmp_path):
+    schedule = {"_target_": "mlmx.x.Linear", "_follows_progress_": True}
+    monolingual = {**corpus("news"), "_parallel_": False}
+    for changes in (
+        {"objective___needs_parallel_": {"rate": 0.2}, "corpus": monolingual},
+        {"objective__rate": schedule},
+        # The weight of a term is looked up when its batch is there.
+        {"objective__schedule": schedule, "trainer__max_steps": None},
+    ):
+        config = frozen(tmp_path / "outputs", **{f"stages__pretrain__{key}": value for key, value in changes.items()})
+        assert chain.stages_of(config)
+
+
+@pytest.mark.parametrize(
+    ("drops", "task", "told"),
+    [
+        (True, {"lexical": {"num_entries": 5}}, r"task\.bitext\.lexical: mlm leaves no language-model head"),
+        ({"rate": 0.15}, {"lexical": {"num_entries": 5}}, r"task\.bitext\.lexical"),
+        (False, {"width": 16}, r"task\.bitext\.width: 16 is more than the width of the encoder, 8"),
+    ],
+)
+def test_tasks_that_ask_more_of_vectors_than_there_will_be(tmp_path, drops, task, told):
+    config = frozen(tmp_path / "outputs", stages__pretrain__objective___drops_head_=drops, model__hidden_size=8)
+    assert chain.stages_of(config)
+    config["task"]["bitext"] |= task
+    with pytest.raises(UserError, match=told):
+        chain.stages_of(config)
+    if drops:
+        config["stages"]["pretrain"]["objective"] |= {"_drops_head_": {"rate": 0.3}}
+        assert chain.stages_of(config)
 
 
 def test_a_sweep_metric_of_no_task_is_refused_before_anything_runs(tmp_path):

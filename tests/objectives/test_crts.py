@@ -220,6 +220,15 @@ def test_more_clusters_than_tokens():
         make_objective("crts", clusters={**CLUSTERS, "num_clusters": 1000})
 
 
+def test_texts_of_one_token_have_no_neighbours():
+    store = type("Store", (), {})()
+    store.arrays = {"pieces": np.array([1, 2, 1, 3], np.int32), "piece_offsets": np.arange(5)}
+    store.meta, store.num_segments = {"vocabulary_size": 5}, 4
+    statistic = TokenClusters(num_clusters=2, window=3, num_contexts=2, dimensions=1, seed=0)
+    with pytest.raises(UserError, match=r"token_clusters\.window: 3: no token has one of the 2 most frequent ones so near to it"):
+        list(statistic.collect(store, show_progress=False))
+
+
 def test_equal_settings_share_their_clusters():
     before = len(STATISTICS)
     objective_with()

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_pairs import PARALLEL, VOCABULARY_SIZE, batch_of, make_objective, rows_of, tiny_encoder
+from tiny_pairs import PARALLEL, VOCABULARY_SIZE, batch_of, make_objective, node_of, rows_of, tiny_encoder
 from transformers import AutoModelForMaskedLM, ModernBertConfig
 
+from mlmx.build import problems_of
 from mlmx.data.batch import BatchContext
 from mlmx.data.ngram_lexicon import NgramLexicon
 from mlmx.errors import UserError
@@ -233,12 +234,21 @@ def test_the_export_is_a_plain_model(tmp_path):
 
 
 def test_models_and_lexicons_that_do_not_fit():
+    found = {"ngrams": np.zeros(0, np.int32)}
+    corpus = replace(PARALLEL, statistics={NgramLexicon(num_kept=(40, 20)): found})
     with pytest.raises(UserError, match=r"ngrams\.num_kept: leaves no n-gram"):
-        objective_with(ngrams={**NGRAMS, "num_kept": [0, 0]})
+        objective_with(corpus=corpus)
     encoder = tiny_encoder(architecture="modernbert")
     assert isinstance(encoder.base.config, ModernBertConfig)
     with pytest.raises(UserError, match="its local attention does not reach"):
         objective_with(encoder=encoder)
+
+
+@pytest.mark.parametrize("num_kept", [[], [0, 0]])
+def test_a_lexicon_of_nothing_is_refused_before_anything_is_collected(num_kept):
+    node = node_of("ernie_gram", ngrams={**NGRAMS, "num_kept": num_kept})
+    (problem,) = problems_of(node, "objective", "objective")
+    assert str(problem) == f"objective.ngrams.num_kept: {num_kept} keeps no n-gram; one of the numbers must be above 0."
 
 
 def test_ngrams_with_special_tokens_are_left_out():

@@ -56,6 +56,11 @@ def test_accuracy_worked_by_hand():
     assert int(count) == batch.counts["mlm"]
 
 
+def test_a_ratio_with_which_nothing_is_predicted_is_refused():
+    with pytest.raises(UserError, match=r"objective\.mask_ratio: .* nothing would be predicted"):
+        make_objective("mlm", mask_ratio=0.0)
+
+
 def test_targets_are_what_stood_there_and_the_rest_is_left_alone():
     objective = make_objective("mlm", mask_ratio=0.5)
     rows = rows_of(objective)

@@ -108,6 +108,7 @@ def test_sides_of_pairs_keep_their_annotation():
         ({"a": part("mlm", mask_ratio=1.5)}, "objective.parts.a.objective.mask_ratio: 1.5 is not valid"),
         ({"a": part("mlm", weight=-1.0)}, "objective.parts.a.weight: -1.0 is not valid"),
         ({"a": part("mlm") | {"objective": {"_target_": "mlmx.schedules.Constant", "value": 1.0}}}, "it is no Objective"),
+        ({"a": part("mlm"), "b": part("lexinvariant")}, r"objective.parts.b.objective: draws the word embeddings"),
         ({"a": part("lem", parity="released_code", fill="none")}, "objective.parts.a.objective.parity: 'released_code' concerns"),
     ],
 )

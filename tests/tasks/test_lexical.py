@@ -72,6 +72,13 @@ def test_a_text_without_words_weighs_nothing(encoder):
     assert not weights[1].any()
 
 
+def test_what_a_text_has_least_to_do_with_weighs_nothing(encoder, monkeypatch):
+    logits = encoder.head.forward
+    monkeypatch.setattr(encoder.head, "forward", lambda hidden: logits(hidden) - 1000.0)
+    _, weights, _ = representations(encoder)
+    assert not weights.any()
+
+
 def test_scores_are_sums_over_shared_entries_whatever_the_blocks(monkeypatch):
     queries, documents = random_rows(9, 0), random_rows(23, 1)
     expected = np.array([[score(query, document) for document in documents] for query in queries])

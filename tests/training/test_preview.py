@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from mlmx.data.annotate import annotate_store
 from mlmx.data.prepare import prepare_corpus, train_tokenizer
 from mlmx.data.store import TokenStore
 from mlmx.models.load import load_tokenizer
+from mlmx.objectives.wrapper import innermost
 from mlmx.stage import StageDir
 from mlmx.training.estimate import estimate
 from mlmx.training.preview import Preview, example_text, main, show
-from tests.objectives.tiny_pairs import NAMES, node_of
+from tests.objectives.tiny_pairs import NAMES, PARALLEL, make_objective, node_of, rows_of
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -51,10 +53,16 @@ def stage_of(prepared, name: str, **settings) -> StageDir:
     return stage
 
 
-def printed(stage: StageDir, num_examples: int = 3) -> str:
-    console = Console(file=io.StringIO(), width=200, force_terminal=False)
-    show(Preview.of(stage), console, num_examples)
+def printed(preview: StageDir | Preview, num_examples: int = 3) -> str:
+    console = Console(file=io.StringIO(), width=500, force_terminal=False)
+    show(preview if isinstance(preview, Preview) else Preview.of(preview), console, num_examples)
     return console.file.getvalue()
+
+
+def tiny_preview(name: str, **settings) -> Preview:
+    """The preview of an objective of any name, with statistics of the tiny corpus."""
+    objective = make_objective(name, **settings)
+    return Preview(objective, objective.collator(), rows_of(objective), PARALLEL, seed=0)
 
 
 def test_each_part_of_an_objective_made_of_others_is_shown(prepared):
@@ -94,6 +102,35 @@ def test_examples_and_rates(prepared, name):
 @pytest.mark.parametrize("name", [name for name in NAMES if "_statistics_" not in node_of(name)])
 def test_every_objective_is_shown(prepared, name):
     assert "row " in printed(stage_of(prepared, name, **node_of(name)), 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shares_sum_to_1_and_captions_are_printed(name):
+    preview = tiny_preview(name)
+    captions = [innermost(part.objective).caption for _, part in preview.parts()]
+    pattern, told = "|".join(re.escape(caption) for caption in captions), printed(preview, 1)
+    assert re.findall(pattern, told) == captions
+    for shown in re.split(pattern, told)[1:]:
+        cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line.startswith("│")]
+        marked = {cell[1]: (int(cell[3]), float(cell[5])) for cell in cells}
+        for kinds in (["ordinary tokens", "special tokens"], ["mask", "random", "kept"]):
+            number, share = np.sum([marked[kind] for kind in kinds if kind in marked], axis=0)
+            # What corrupts nothing token by token has nothing to mark.
+            assert share == pytest.approx(float(number > 0), abs=2e-4)
+
+
+def test_captions_say_what_is_predicted_and_who_reads_what_is_shown():
+    def caption(name: str, **settings) -> str:
+        return tiny_preview(name, **settings).objective.caption
+
+    assert caption("mlm") == "Marked are the tokens to predict, in what the encoder reads."
+    assert caption("rts").startswith("Marked are the tokens that were replaced; for every token,")
+    assert caption("meap").endswith("what the encoder predicts at a mask is the next token.")
+    assert "in what the generator reads. The encoder reads" in caption("electra")
+    assert "in what the generator reads." in caption("ernie_gram")
+    assert "generator" not in caption("ernie_gram", generator_ratio=None)
+    # One around another says what that says.
+    assert caption("electra") in printed(tiny_preview("frequency_weighted", objective=node_of("electra")))
 
 
 @pytest.mark.parametrize("prepared", ["unigram"], indirect=True)

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_training import SETTINGS, ToyObjective, ToyRows, toy_encoder, train
+from toy_training import SETTINGS, ToyCollator, ToyObjective, ToyRows, toy_encoder, train
 
 from mlmx import keyed
 from mlmx.data.batch import Batch
@@ -344,8 +345,26 @@ def test_coupled_batches_are_not_cut_up(tmp_path):
     whole, _ = train(tmp_path / "whole", objective=Coupled(toy_encoder()), max_steps=2)
     small, _ = train(tmp_path / "small", objective=Coupled(toy_encoder()), max_steps=2, micro_batch_tokens=1)
     assert same_state(whole, small)
-    with pytest.raises(UserError, match=r"trainer.batch_examples: 1: this objective compares the examples"):
+    with pytest.raises(UserError, match=r"trainer.batch_examples: 1 examples a batch, .*: this objective compares the examples"):
         train(tmp_path / "one", objective=Coupled(toy_encoder()), max_steps=1, batch_examples=1)
+    with pytest.raises(UserError, match=r"trainer.batch_tokens: 0.\d+ examples a batch"):
+        train(tmp_path / "two", objective=Coupled(toy_encoder()), max_steps=1, batch_examples=None, batch_tokens=2)
+
+
+def test_a_step_without_predictions_is_told_once(tmp_path, caplog):
+    class Nothing(ToyCollator):
+        def __call__(self, rows, context):
+            batch = super().__call__(rows, context)
+            return replace(batch, counts=dict.fromkeys(batch.counts, 0))
+
+    class Idle(ToyObjective):
+        def collator(self):
+            return Nothing()
+
+    train(tmp_path, objective=Idle(toy_encoder()), max_steps=3)
+    assert [record.getMessage() for record in caplog.records] == [
+        "step 1 has nothing to predict, so that nothing is learned from it; told once"
+    ]
 
 
 def test_bfloat16_trains(tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from toy_training import SETTINGS, Stopping, ToyObjective, ToyRows, toy_encoder, train
@@ -41,6 +42,24 @@ def test_rows_that_are_held_out_are_never_trained_on(tmp_path):
     held_out = set(HeldOut(40, 7, seed=0).rows.tolist())
     assert len(held_out) == 7
     assert seen == set(range(40)) - held_out
+
+
+def test_rows_are_held_out_as_often_as_they_are_seen():
+    weights = np.repeat([0.0, 1.0, 3.0], 1000)
+    rows = HeldOut(3000, 400, seed=0, weights=weights).rows
+    assert len(set(rows.tolist())) == 400
+    none, once, thrice = np.bincount(rows // 1000, minlength=3)
+    assert none == 0
+    # A quarter of those that are drawn first, a little more as the others run out.
+    assert 80 < once < 150
+    assert thrice == 400 - once
+    same = HeldOut(3000, 400, seed=0, weights=np.ones(3000)).rows
+    assert same.tolist() == HeldOut(3000, 400, seed=0).rows.tolist()
+    few = ToyRows()
+    few.weights = np.repeat([0.0, 1.0], [30, 10])
+    trainer = Trainer(**{**SETTINGS, "validation_rows": 10})
+    with pytest.raises(UserError, match="10 of 10 rows would leave none"):
+        trainer.prepare(ToyObjective(toy_encoder()), few, None, seed=0, processes=ProcessGroup())
 
 
 def test_the_loss_is_that_of_the_rows_without_dropout(tmp_path):

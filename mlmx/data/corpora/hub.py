@@ -35,7 +35,7 @@ class HubCorpus(RecordCorpus):
             message = f"{columns!r} and languages {languages!r}: name one column (or two, or three), and a language for each."
             raise user_error("corpus.columns", message)
         check_pinned(name, revision, setting="corpus.revision")
-        super().__init__(languages)
+        super().__init__(source=name, side_languages=languages)
         self.name = name
         self.config = config
         self.split = split

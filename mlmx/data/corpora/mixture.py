@@ -38,7 +38,8 @@ class MixtureCorpus(Corpus):
     Args:
         parts: name -> ``{corpus: <a corpus>, weight: <number>}``. The weight is how often the part's rows are seen per epoch:
             2 twice, 0.5 every second epoch each; that of a mixture in a mixture multiplies those of its parts. The examples of
-            all parts are of one kind, such as pairs; their languages are united.
+            all parts are of one kind, such as pairs; their languages are united. What objectives need to know of a corpus (how
+            often tokens occur, clusters, n-grams, word sets) counts each example once, whatever its weight.
     """
 
     def __init__(self, *, parts: Mapping[str, Part]) -> None:
@@ -57,6 +58,11 @@ class MixtureCorpus(Corpus):
     def skipped(self) -> dict[str, int]:  # type: ignore[override]
         """Reason -> lines left out, each reason with the part's name."""
         return {f"{name}: {reason}": n for name, corpus in self.parts.items() for reason, n in corpus.skipped.items()}
+
+    @property
+    def skipped_at(self) -> list[str]:  # type: ignore[override]
+        """Where the first lines stand that each part left out."""
+        return [where for corpus in self.parts.values() for where in corpus.skipped_at]
 
     def examples(self) -> Iterator[Example]:
         first = 0

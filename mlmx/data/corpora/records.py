@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlmx.data.corpus import Corpus, Example, Segment
+from mlmx.data.corpus import NUM_NAMED, Corpus, Example, Segment
 from mlmx.data.text_files import estimate_lines, find_files, format_of, read_lines
 from mlmx.errors import nearest, user_error
 
@@ -22,34 +22,51 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RecordCorpus(Corpus):
-    """A corpus of records: one column per side. Records with an empty side are skipped and counted."""
+    """A corpus of records: one column per side. Records with an empty side are skipped and counted.
 
-    def __init__(self, side_languages: Sequence[str]) -> None:
-        """Keep the language of each side."""
+    Args:
+        source: where they come from, for messages.
+        side_languages: the code of the language of each side.
+    """
+
+    def __init__(self, *, source: str, side_languages: Sequence[str]) -> None:
+        self.source = source
         self.side_languages = tuple(side_languages)
         self.num_sides = len(self.side_languages)
         self.languages = tuple(dict.fromkeys(side_languages))
         self.skipped = {}
+        self.skipped_at: list[str] = []
 
     @abstractmethod
     def records(self) -> Iterator[Record]:
         """Yield the records."""
 
     def examples(self) -> Iterator[Example]:
-        self.skipped = {}
+        self.skipped, self.skipped_at = {}, []
+        has_examples = False
         for where, values in self.records():
             texts = [(value or "").strip() for value in values]
             if not all(texts):
                 self.skipped[BLANK] = self.skipped.get(BLANK, 0) + 1
+                if len(self.skipped_at) < NUM_NAMED:
+                    self.skipped_at.append(where)
                 continue
+            has_examples = True
             yield Example(where, tuple(Segment(text, language) for text, language in zip(texts, self.side_languages, strict=True)))
+        if not has_examples:
+            raise user_error(self.source, f"no line has text{' on every side' if self.num_sides > 1 else ''}.")
+
+
+def joined(path: str | list[str]) -> str:
+    """Return a file, a glob, or a list of either as one text, for messages."""
+    return ", ".join([path] if isinstance(path, str) else path)
 
 
 class FileCorpus(RecordCorpus):
     """Files of records in one language."""
 
     def __init__(self, *, path: str | list[str], language: str) -> None:
-        super().__init__([language])
+        super().__init__(source=joined(path), side_languages=[language])
         self.path = path
 
     @abstractmethod
@@ -70,7 +87,7 @@ class ColumnsCorpus(RecordCorpus):
     def __init__(
         self, *, path: str | list[str], file_format: str, columns: Sequence[Column], header: bool, side_languages: Sequence[str]
     ) -> None:
-        super().__init__(side_languages)
+        super().__init__(source=joined(path), side_languages=side_languages)
         self.path = path
         self.columns = columns
         self.header = header

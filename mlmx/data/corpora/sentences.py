@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mlmx.data.corpora.records import joined
 from mlmx.data.corpus import Corpus, Example, Segment
 from mlmx.data.entity_schemes import EntityTags, Scheme, detect
 from mlmx.data.text_files import find_files, read_lines
@@ -60,12 +61,16 @@ class SentenceCorpus(Corpus):
 
     def examples(self) -> Iterator[Example]:
         entities: EntityTags | None = None
+        has_examples = False
         for sentence in self._sentences():
+            has_examples = True
             if "entity" in sentence.tags:
                 entities = entities or EntityTags(self._entity_scheme())
                 sentence.tags["entity"] = entities.read(sentence.tags["entity"], sentence.places)
             text, spans = join_words(sentence.words, sentence.spaces)
             yield Example(sentence.where, (Segment(text, self.languages[0], spans, sentence.tags),))
+        if not has_examples:
+            raise user_error(self.source, "no sentence has words.")
         if entities is not None:
             entities.report(self.source)
 
@@ -96,8 +101,7 @@ class SentenceFiles(SentenceCorpus):
     """
 
     def __init__(self, *, path: str | list[str], language: str, entity_scheme: Scheme | Literal["detect"]) -> None:
-        source = ", ".join([path] if isinstance(path, str) else path)
-        super().__init__(source=source, language=language, entity_scheme=entity_scheme)
+        super().__init__(source=joined(path), language=language, entity_scheme=entity_scheme)
         self.path = path
 
     @abstractmethod

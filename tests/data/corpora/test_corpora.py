@@ -17,6 +17,7 @@ from mlmx.build import build, problems_of
 from mlmx.data.corpus import Corpus
 from mlmx.errors import UserError
 from mlmx.inputs import path_problems
+from mlmx.listing import node_of
 
 CONF = Path(__file__).parents[3] / "conf" / "corpus"
 
@@ -35,7 +36,7 @@ def texts(source: Corpus) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_yaml_fits_its_class(path: Path) -> None:
-    settings = yaml.safe_load(path.read_text())
+    settings = node_of(path)
     assert settings["_version_"] >= 1
     assert "_parallel_" in settings
     required = {
@@ -61,6 +62,25 @@ def test_empty_files_are_told_before_anything_starts(tmp_path: Path) -> None:
     assert [str(problem) for problem in problems] == [f"corpus.path: the file is empty: {tmp_path}/{name}.txt" for name in "bc"]
     assert not list(path_problems(node("text", path=str(tmp_path / "a.txt")), "corpus"))
     assert not list(path_problems(node("text"), "corpus"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "content", "told"),
+    [
+        ("text", {}, "\n \n\n", "no line has text."),
+        ("tsv", {}, "\t\n", "no line has text."),
+        ("parallel", {"format": "tsv", "languages": ["a", "b"]}, "a\tb\none\t\n", "no line has text on every side."),
+        ("conll", {}, "\n\n", "no sentence has words."),
+    ],
+)
+def test_files_without_text_are_named(kind, settings, content, told, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text(content)
+    with pytest.raises(UserError, match=f"^{tmp_path}/a: {told}$"):
+        texts(corpus(kind, path=str(tmp_path / "a"), **settings))
+    # What has text besides is left as it is.
+    (tmp_path / "b").write_text("one\n")
+    if kind == "text":
+        assert texts(corpus(kind, path=[str(tmp_path / "a"), str(tmp_path / "b")])) == [("one",)]
 
 
 def test_jsonl_reads_nested_fields(tmp_path: Path) -> None:
@@ -287,6 +307,7 @@ def test_triplets(tmp_path: Path) -> None:
     source = corpus("triplets", path=str(tmp_path / "a.tsv"), language="en")
     assert texts(source) == [("A man eats.", "He has food.", "He sleeps.")]
     assert (source.num_sides, source.parallel, source.skipped, len(source)) == (3, False, {"blank": 1}, 3)
+    assert source.skipped_at == [f"{tmp_path / 'a.tsv'}:3"]
     assert [segment.language for segment in next(source.examples()).segments] == ["en", "en", "en"]
     assert texts(corpus("triplets", path=str(tmp_path / "a.jsonl"))) == [("a", "b", "c")]
     pairs = corpus("triplets", path=str(tmp_path / "a.jsonl"), columns=["anchor", "positive"])
