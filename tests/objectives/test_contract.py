@@ -76,7 +76,7 @@ def test_accumulation_gives_the_same_gradient(name):
     whole = gradient(objective, [batch_of(objective, range(8))])
     parts = gradient(objective, [batch_of(objective, [row]) for row in range(8)])
     assert whole.norm() > 0
-    assert (whole - parts).norm() <= 1e-12 * whole.norm()
+    assert (whole - parts).norm() <= 1e-10 * whole.norm()
 
 
 def test_accumulation_gives_the_same_losses(name, tmp_path):

@@ -33,9 +33,9 @@ def test_two_processes_give_the_loss_and_gradient_of_one(share, chunk_tokens, tw
     model = objective(encoder())
     loss, gradient = loss_and_gradient(model, batch_of(model, list(range(NUM_QUERIES))))
     found = json.loads((two_ranks / f"{share}-{chunk_tokens}.json").read_text())
-    assert sum(found["losses"]) == pytest.approx(loss, rel=1e-12)
+    assert sum(found["losses"]) == pytest.approx(loss, rel=1e-10)
     assert all(part > 0 for part in found["losses"]) == (SHARES[share][1] is not None)
-    assert (torch.tensor(found["gradient"], dtype=torch.float64) - gradient).norm() <= 1e-12 * gradient.norm()
+    assert (torch.tensor(found["gradient"], dtype=torch.float64) - gradient).norm() <= 1e-10 * gradient.norm()
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 24, 10_000])
@@ -43,8 +43,8 @@ def test_chunks_change_neither_loss_nor_gradient(chunk_tokens):
     whole, cut = objective(encoder()), objective(encoder(), chunk_tokens)
     batch = batch_of(whole, list(range(NUM_QUERIES)))
     (loss, gradient), (cut_loss, cut_gradient) = loss_and_gradient(whole, batch), loss_and_gradient(cut, batch)
-    assert cut_loss == pytest.approx(loss, rel=1e-12)
-    assert (cut_gradient - gradient).norm() <= 1e-12 * gradient.norm()
+    assert cut_loss == pytest.approx(loss, rel=1e-10)
+    assert (cut_gradient - gradient).norm() <= 1e-10 * gradient.norm()
 
 
 def test_chunks_are_computed_again_with_the_same_dropout():

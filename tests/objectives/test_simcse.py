@@ -158,7 +158,7 @@ def test_memory_bounds_no_batch(name):
     for objective in (whole, cut):
         objective(batch).terms[TERM].backward()
         gradients.append(torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]))
-    assert (gradients[1] - gradients[0]).norm() <= 1e-12 * gradients[0].norm()
+    assert (gradients[1] - gradients[0]).norm() <= 1e-10 * gradients[0].norm()
     # Forward and again in the backward pass, some rows at a time.
     assert len(lengths) == 2 * -(-batch.num_tokens // 30)
     assert sum(lengths) == 2 * batch.num_tokens
