@@ -299,7 +299,7 @@ def test_microworld_parts_of_speech(make_encoder, tmp_path):
         ),
         ({"train": "Anna\n\n"}, r"train.conll:1: has 1 columns, so that column 1 \(entity_column\) is missing"),
         ({"train": "Anna\tO\nB.\tO\n\n"}, r"task\.tagging\.corpora\.train: the training sentences hold only the tag 'O'"),
-        ({"train": "\n\n"}, r"task.tagging.corpora.train: holds no sentence"),
+        ({"train": "\n\n"}, r"train\.conll: no sentence has words"),
         ({"layer": "pos"}, r"task.tagging.corpora.train: .*train.conll:1 has no gold tags of layer 'pos'"),
         ({"max_length": 65}, "task.tagging.max_length: 65 is more than the 64 positions"),
     ],
