@@ -153,9 +153,8 @@ def problems_of(node: Mapping[str, Any], where: str, slot: str | None = None) ->
     parameters = settings_parameters(target)
     problems = []
     for key in (key for key in settings if key not in parameters):
-        near = nearest(key, parameters)
-        given = "" if near else f" Where an experiment gives it, ~{where}.{key} takes it out."
-        problems.append(Problem(f"{where}.{key}", f"{node['_target_']} has no such setting.{given}", near))
+        message = f"{node['_target_']} has no such setting; where an experiment gives it, ~{where}.{key} takes it out."
+        problems.append(Problem(f"{where}.{key}", message, nearest(key, parameters)))
     for name, parameter in parameters.items():
         if name not in settings:
             if parameter.default is inspect.Parameter.empty:

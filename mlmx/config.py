@@ -142,7 +142,7 @@ def _freeze(composed: DictConfig, command: str, overridden: Sequence[str]) -> tu
 
 
 def _not_finite(value: Any, where: str = "") -> Iterator[Problem]:
-    """Infinity and NaN have no place in JSON, in which stages are named and handed to their workers."""
+    """Yield a problem for each infinity and NaN: they have no place in JSON, in which stages are named and handed to workers."""
     if isinstance(value, float) and not math.isfinite(value):
         yield Problem(where, f"{value} is not valid: must be finite.")
     elif isinstance(value, Mapping | list):

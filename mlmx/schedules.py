@@ -155,7 +155,7 @@ def _number_or_schedule(_: Any, handler: Any) -> core_schema.CoreSchema:
 
 def _above_zero(value: float | Schedule) -> float | Schedule:
     if value == 0:
-        raise PydanticCustomError("nothing_predicted", "nothing would be predicted")
+        raise PydanticCustomError("nothing_predicted", "nothing would be predicted by this objective")
     return value
 
 

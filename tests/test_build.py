@@ -151,8 +151,7 @@ def test_all_problems_are_told_at_once():
     del node["path"]
     found = told(node)
     assert "Did you mean 'ratio'?" in found["here.rato"]
-    assert "experiment" not in found["here.rato"]
-    assert "Where an experiment gives it, ~here.zzz takes it out." in found["here.zzz"]
+    assert "where an experiment gives it, ~here.zzz takes it out." in found["here.zzz"]
     assert "1.5 is not valid: Input should be less than or equal to 1" in found["here.ratio"]
     assert "'near' or 'far'" in found["here.kind"]
     assert "missing" in found["here.path"]

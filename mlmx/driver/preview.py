@@ -29,9 +29,7 @@ def preview(config: Mapping[str, Any], num_examples: int) -> None:
     Raises:
         UserError: if the chain has no pretraining, or a setting is wrong.
     """
-    # What is shown does not depend on dropout, so that it need not be set for it.
-    shown = {name: {**stage, "trainer": {**stage["trainer"], "dropout": None}} for name, stage in config["stages"].items()}
-    stages = stages_of({**config, "stages": shown, "task": {}})
+    stages = stages_of({**config, "task": {}}, trained=False)
     first = next((stage for stage in stages if stage.kind == "pretrain"), None)
     if first is None:
         raise user_error("chain", "there is no pretraining to preview.")

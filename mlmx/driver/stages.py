@@ -26,14 +26,15 @@ class _Pretraining:
 
     @property
     def needs_annotation(self) -> bool:
-        return _says(self.objective, "_needs_annotation_")
+        return _within(self.objective, "_needs_annotation_")
 
 
-def stages_of(config: Mapping[str, Any]) -> list[Stage]:
+def stages_of(config: Mapping[str, Any], *, trained: bool = True) -> list[Stage]:
     """Return the stages of a run, each after its parents; equal preparations appear once.
 
     Args:
         config: the frozen config; every stage of the chain has its complete nodes under ``stages``.
+        trained: whether objectives are to be trained; what is only shown needs neither dropout nor a budget that suits it.
 
     Raises:
         UserError: if groups contradict each other.
@@ -41,7 +42,7 @@ def stages_of(config: Mapping[str, Any]) -> list[Stage]:
     problems: list[Problem] = []
     pretrainings = [_pretraining(config, name) for name in config["chain"]]
     for pretraining in pretrainings:
-        problems += _contradictions(pretraining)
+        problems += _contradictions(pretraining) + (_untrainable(pretraining) if trained else [])
     if not pretrainings and not config["task"]:
         problems.append(Problem("chain", "there is nothing to do: neither a pretraining nor a task."))
     tasks = [node.get("name", name) for name, node in config["task"].items()]
@@ -119,10 +120,17 @@ def _contradictions(pretraining: _Pretraining) -> list[Problem]:
         elif pretraining.annotator.get("_needs_gold_") and pretraining.corpus.get("_gold_") is False:
             message = f"{needs}, and the corpus {_name_of(pretraining.corpus, '')} has no gold tags; choose another annotator."
             problems.append(Problem(f"{pretraining.where}annotator", message))
-    if _needs(pretraining.objective, "_needs_parallel_") and pretraining.corpus.get("_parallel_") is False:
+    if _within(pretraining.objective, "_needs_parallel_") and _has_no_pairs(pretraining.corpus):
         message = f"{objective} needs pairs of sentences, and the corpus {_name_of(pretraining.corpus, '')} has none."
         problems.append(Problem(f"{pretraining.where}corpus", message))
-    if _needs(pretraining.objective, "_needs_dropout_") and pretraining.trainer.get("dropout") == 0:
+    return problems
+
+
+def _untrainable(pretraining: _Pretraining) -> list[Problem]:
+    """Find what a trainer does not give that the objective needs to be trained."""
+    problems = []
+    objective = _name_of(pretraining.objective, "this objective")
+    if _within(pretraining.objective, "_needs_dropout_") and pretraining.trainer.get("dropout") == 0:
         message = f"is 0, and {objective} tells the two views of a row apart by dropout; set it to 0.1."
         problems.append(Problem(f"{pretraining.where}trainer.dropout", message))
     if not any(pretraining.trainer.get(budget) is not None for budget in ("max_steps", "max_epochs", "max_tokens")):
@@ -153,7 +161,7 @@ def _unfit_embeddings(config: Mapping[str, Any], objective: Mapping[str, Any]) -
     problems = []
     width = config["model"].get("hidden_size")
     for name, task in config["task"].items():
-        if task.get("lexical") is not None and _applies(objective, "_drops_head_"):
+        if task.get("lexical") is not None and drops_head(objective):
             message = f"{_name_of(objective, 'the objective')} leaves no language-model head, which tells the words of a text."
             problems.append(Problem(f"task.{name}.lexical", message))
         if isinstance(given := task.get("width"), int) and isinstance(width, int) and given > width:
@@ -246,19 +254,34 @@ class _Builder:
         return self._add("eval", name, judged, {"model": finetuned})
 
 
-def _says(node: Any, key: str) -> bool:
-    """Tell whether a node, or one inside it, has such a key that is true."""
-    if isinstance(node, Mapping):
-        return bool(node.get(key)) or any(_says(inner, key) for inner in node.values())
-    return isinstance(node, list | tuple) and any(_says(inner, key) for inner in node)
+def _within(objective: Mapping[str, Any], key: str) -> bool:
+    """Tell whether what a key says holds of an objective, or of one inside it."""
+    return any(_holds(node, key) for _, node in _nodes(objective, ""))
 
 
-def _needs(objective: Mapping[str, Any], what: str) -> bool:
-    """Tell whether an objective, or one inside it, needs something."""
-    return any(_applies(node, what) for _, node in _nodes(objective, ""))
+def _has_no_pairs(corpus: Mapping[str, Any]) -> bool:
+    """Tell whether a corpus is known to have no pairs; the parts of a mixture are alike."""
+    if parts := _parts(corpus, "corpus"):
+        return any(_has_no_pairs(part) for part in parts)
+    return corpus.get("_parallel_") is not None and not _holds(corpus, "_parallel_")
 
 
-def _applies(node: Mapping[str, Any], key: str) -> bool:
+def drops_head(objective: Mapping[str, Any]) -> bool:
+    """Tell whether an objective leaves no language-model head: itself, what it is around, or all its parts."""
+    if parts := _parts(objective, "objective"):
+        return all(drops_head(part) for part in parts)
+    inner = objective.get("objective")
+    return drops_head(inner) if isinstance(inner, Mapping) else _holds(objective, "_drops_head_")
+
+
+def _parts(node: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """Return the components of which a node is made, as far as its parts are well-formed; of a node without parts, none."""
+    parts = node.get("parts")
+    given = [part.get(key) for part in parts.values() if isinstance(part, Mapping)] if isinstance(parts, Mapping) else []
+    return [part for part in given if isinstance(part, Mapping)]
+
+
+def _holds(node: Mapping[str, Any], key: str) -> bool:
     """Tell whether what a key of a node's YAML says holds: always (true), or with the settings that it gives."""
     when = node.get(key, False)
     return all(node.get(name) == value for name, value in when.items()) if isinstance(when, Mapping) else bool(when)

@@ -87,7 +87,7 @@ class PositionPrediction(Objective):
             for a token to see where all others are hidden.
     """
 
-    caption = "Marked are the tokens that no token but themselves sees; the places of all but special tokens are predicted."
+    caption = "Marked are the tokens whose places are predicted, all but special ones; those in brackets no other token sees."
 
     def __init__(self, encoder: Encoder, corpus: CorpusInfo, *, hidden_ratio: ScheduledRatio) -> None:
         """Choose how much is hidden.

@@ -296,7 +296,7 @@ class Trainer:
         )
 
     def _require_company(self, rows: RowDataset) -> None:
-        # An example alone in its batch is compared with nothing, and its loss is 0.
+        # An example alone in its batch is compared with none, and has nothing to learn but from a negative of its own.
         per_batch = self.batch_examples or (self.batch_tokens or 0) / float(rows.lengths.mean())
         if per_batch < 1.5:
             setting = "batch_tokens" if self.batch_tokens is not None else "batch_examples"

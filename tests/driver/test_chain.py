@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -219,8 +220,34 @@ def test_tasks_that_ask_more_of_vectors_than_there_will_be(tmp_path, drops, task
     with pytest.raises(UserError, match=told):
         chain.stages_of(config)
     if drops:
-        config["stages"]["pretrain"]["objective"] |= {"_drops_head_": {"rate": 0.3}}
-        assert chain.stages_of(config)
+        objective = config["stages"]["pretrain"]["objective"]
+        keeps = {**objective, "_drops_head_": {"rate": 0.3}}
+        for made_of, told in [
+            ({"objective": objective}, True),
+            ({"parts": {"a": {"objective": objective}, "b": None}}, True),
+            ({"parts": {"a": {"objective": objective}, "b": {"objective": keeps}}}, False),
+            (keeps, False),
+        ]:
+            config["stages"]["pretrain"]["objective"] = {"_target_": "mlmx.x.Whole", "_version_": 1, **made_of}
+            with pytest.raises(UserError, match=r"task\.bitext\.lexical") if told else nullcontext():
+                chain.stages_of(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "has_none"),
+    [
+        ({"_parallel_": {"view": "parallel"}, "view": "monolingual"}, True),
+        ({"_parallel_": {"view": "parallel"}, "view": "parallel"}, False),
+        ({"_parallel_": None}, False),
+        ({"_parallel_": None, "parts": {"a": {"corpus": {"_parallel_": False}, "weight": 1.0}}}, True),
+        ({"_parallel_": None, "parts": {"a": {"corpus": {"_parallel_": True}, "weight": 1.0}}}, False),
+        ({"_parallel_": None, "parts": {"a": None, "b": {"corpus": "text"}}}, False),
+    ],
+)
+def test_corpora_that_are_known_to_have_no_pairs(tmp_path, given, has_none):
+    changes = {"stages__pretrain__objective___needs_parallel_": True, "stages__pretrain__corpus": {**corpus("news"), **given}}
+    with pytest.raises(UserError, match="corpus: mlm needs pairs") if has_none else nullcontext():
+        chain.stages_of(frozen(tmp_path / "outputs", **changes))
 
 
 def test_a_sweep_metric_of_no_task_is_refused_before_anything_runs(tmp_path):

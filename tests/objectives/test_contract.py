@@ -22,6 +22,7 @@ from tiny_pairs import (
 )
 
 from mlmx.data.batch import Batch
+from mlmx.driver.stages import drops_head
 from mlmx.models.load import load_encoder
 from mlmx.objectives.objective import Objective
 from mlmx.training.parallel import ProcessGroup
@@ -188,6 +189,11 @@ def test_batches_are_functions_of_seed_epoch_and_row(name):
     for other in others:
         changed = [key for key, tensor in other.tensors.items() if not np.array_equal(tensor.numpy(), again.get(key))]
         assert changed or not torch.equal(other.keys, batch_of(objective, range(8)).keys)
+
+
+def test_the_yaml_says_whether_a_head_is_left(name):
+    node = node_of(name)
+    assert drops_head(node) == (make_objective(name).exported.head is None)
 
 
 def test_rows_without_predictions_are_harmless(name):

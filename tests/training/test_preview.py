@@ -119,6 +119,14 @@ def test_shares_sum_to_1_and_captions_are_printed(name):
             assert share == pytest.approx(float(number > 0), abs=2e-4)
 
 
+def test_places_are_predicted_of_all_tokens_but_special_ones():
+    preview = tiny_preview("position_prediction")
+    masked = preview.mask(np.arange(8))
+    assert masked.selected.tolist() == (~masked.rows.special).tolist()
+    assert not masked.visible[masked.selected].all()
+    assert "all but special ones; those in brackets" in preview.objective.caption
+
+
 def test_captions_say_what_is_predicted_and_who_reads_what_is_shown():
     def caption(name: str, **settings) -> str:
         return tiny_preview(name, **settings).objective.caption
