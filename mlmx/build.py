@@ -113,14 +113,19 @@ def tasks_read_by(task: Mapping[str, Any]) -> dict[str, str]:
 
 def listed_settings(value: Any, by: str, where: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (dotted setting, its key, its node) for every setting that a node in a spec lists under a key such as ``_inputs_``."""
+    for place, node in mappings_in(value, where):
+        for key in node.get(by) or ():
+            yield (f"{place}.{key}" if place else key), key, node
+
+
+def mappings_in(value: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (dotted setting, mapping) for every mapping in a spec, each before those inside it."""
     if isinstance(value, dict):
-        for key in value.get(by) or ():
-            yield (f"{where}.{key}" if where else key), key, value
-        for key, inner in value.items():
-            yield from listed_settings(inner, by, f"{where}.{key}" if where else key)
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            yield from listed_settings(inner, by, f"{where}.{i}")
+        yield where, value
+    elif not isinstance(value, list | tuple):
+        return
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from mappings_in(inner, f"{where}.{key}" if where else str(key))
 
 
 def statistics_of(objective: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -151,10 +156,15 @@ def problems_of(node: Mapping[str, Any], where: str, slot: str | None = None) ->
             return [Problem(f"{where}._target_", *wrong_kind(target, kind))]
     settings = settings_of(node)
     parameters = settings_parameters(target)
-    problems = []
-    for key in (key for key in settings if key not in parameters):
-        message = f"{node['_target_']} has no such setting; where an experiment gives it, ~{where}.{key} takes it out."
-        problems.append(Problem(f"{where}.{key}", message, nearest(key, parameters)))
+    problems = [
+        Problem(
+            f"{where}.{key}",
+            f"{node['_target_']} has no such setting; where an experiment gives it, ~{where}.{key} takes it out.",
+            nearest(key, parameters),
+        )
+        for key in settings
+        if key not in parameters
+    ]
     for name, parameter in parameters.items():
         if name not in settings:
             if parameter.default is inspect.Parameter.empty:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlmx.build import statistics_of, tasks_read_by
+from mlmx.build import mappings_in, statistics_of, tasks_read_by
 from mlmx.errors import Problem, UserError, nearest
 from mlmx.fingerprint import canonical_json
 from mlmx.frozen import STAGE_GROUPS
@@ -256,7 +256,7 @@ class _Builder:
 
 def _within(objective: Mapping[str, Any], key: str) -> bool:
     """Tell whether what a key says holds of an objective, or of one inside it."""
-    return any(_holds(node, key) for _, node in _nodes(objective, ""))
+    return any(_holds(node, key) for _, node in mappings_in(objective))
 
 
 def _has_no_pairs(corpus: Mapping[str, Any]) -> bool:
@@ -289,17 +289,9 @@ def _holds(node: Mapping[str, Any], key: str) -> bool:
 
 def _following_progress(objective: Mapping[str, Any], where: str) -> Iterator[str]:
     """Yield the settings that decide by the progress of the training how a batch is made."""
-    for setting, node in _nodes(objective, where):
+    for setting, node in mappings_in(objective, where):
         if node.get("_follows_progress_") and not setting.endswith(".schedule"):  # A sum weighs what its batches gave.
             yield setting
-
-
-def _nodes(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the mappings in a node, itself first, with their dotted settings."""
-    if isinstance(value, Mapping):
-        yield where, value
-        for key, inner in value.items():
-            yield from _nodes(inner, f"{where}.{key}")
 
 
 def _name_of(node: Mapping[str, Any], otherwise: str) -> str:

@@ -17,7 +17,7 @@ from mlmx.models.flops import linear_flops, num_linear_weights
 from mlmx.models.pooling import Pooling, train_pooling
 from mlmx.objectives.contrast import contrastive_loss, embed_rows, gather_candidates
 from mlmx.objectives.objective import Objective, Output
-from mlmx.objectives.views import TERM, EqualViews, Positives, ViewsCollator, by_view, require_dropout, views_collator
+from mlmx.objectives.views import CAPTION, TERM, EqualViews, Positives, ViewsCollator, by_view, require_dropout, views_collator
 
 
 class SimCSE(Objective):
@@ -52,7 +52,7 @@ class SimCSE(Objective):
         UserError: if pairs are wanted of a monolingual corpus, or dropout is to tell the views apart and there is none.
     """
 
-    caption = "No token is predicted: vectors of rows that belong together are to be alike."
+    caption = CAPTION
     batch_coupled = True
 
     def __init__(

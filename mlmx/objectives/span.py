@@ -23,7 +23,7 @@ from mlmx.models.cross_entropy import cross_entropy
 from mlmx.models.encoder import Encoder
 from mlmx.models.flops import linear_flops, num_linear_weights
 from mlmx.objectives.masked import MaskedCollator, MaskedObjective, masked_collator
-from mlmx.objectives.objective import Objective, Output
+from mlmx.objectives.objective import Output
 from mlmx.schedules import PredictedRatio
 
 
@@ -97,8 +97,8 @@ class SpanMasking(MaskedObjective):
     """
 
     caption = (
-        f"{Objective.caption} The first max_boundary_tokens of a span are predicted once more, from the tokens right before and "
-        "right after the span."
+        f"{MaskedObjective.caption} The first max_boundary_tokens of a span are predicted once more, from the tokens right before "
+        "and right after the span."
     )
 
     def __init__(

@@ -19,7 +19,7 @@ from mlmx.models.pooling import Pooling, train_pooling
 from mlmx.models.truncate import require_plain_layers
 from mlmx.objectives.contrast import Similarity, embed_layers, gather_candidates, similarities
 from mlmx.objectives.objective import Objective
-from mlmx.objectives.views import EqualViews, Positives, ViewsCollator, by_view, require_dropout, views_collator
+from mlmx.objectives.views import CAPTION, EqualViews, Positives, ViewsCollator, by_view, require_dropout, views_collator
 
 KLOn = Literal["scores", "coordinates"]
 
@@ -52,7 +52,7 @@ class SubmodelContrast(Objective):
             if dropout is to tell the views apart and there is none.
     """
 
-    caption = "No token is predicted: vectors of rows that belong together are to be alike."
+    caption = CAPTION
     batch_coupled = True
 
     def __init__(

@@ -21,6 +21,7 @@ from mlmx.models.dropout import dropout_of
 from mlmx.models.encoder import Encoder
 
 TERM = "contrast"
+CAPTION = "No token is predicted: vectors of rows that belong together are to be alike."
 
 Positives = Literal["dropout", "pair"]
 EqualViews = Literal["refuse", "accept"]

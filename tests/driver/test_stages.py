@@ -61,6 +61,9 @@ def test_what_a_part_of_an_objective_needs_the_whole_needs(tmp_path):
     stage["objective"] = {"_target_": "mlmx.x.Sum", "_name_": "sum", "parts": parts}
     stage["annotator"] = GOLD
     assert [(kind, name) for kind, name, _ in described(config)][2:] == [("annotate", "gold"), ("pretrain", "sum")]
+    # Parts may stand in a list as well.
+    stage["objective"] = {"_target_": "mlmx.x.Sum", "_name_": "sum", "parts": [parts["lem"]]}
+    assert [(kind, name) for kind, name, _ in described(config)][2:] == [("annotate", "gold"), ("pretrain", "sum")]
     stage["annotator"] = None
     stage["corpus"]["_parallel_"] = False
     with pytest.raises(UserError) as error:
